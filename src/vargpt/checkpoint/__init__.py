@@ -1,0 +1,1 @@
+"""Reading, writing and translating weight files: knows names and shapes, not modules."""
