@@ -1,0 +1,1 @@
+"""From conversations and image files to `ModelInputs`: chat format, text tokens, pixels and positions."""
