@@ -62,9 +62,7 @@ def violations(source: str, path: Path, package: Path) -> list[str]:
     if own not in LAYERS:
         return [f"{path.name}: layer {own!r} is not in LAYERS; place it there"]
     allowed = {own, *LAYERS[: LAYERS.index(own)]}
-    wrong = {
-        name for name in imported_layers(source, path, package) - allowed if name in LAYERS or name in SEES_ALL
-    }
+    wrong = {name for name in imported_layers(source, path, package) - allowed if name in LAYERS or name in SEES_ALL}
     return [f"{path.relative_to(package)} imports vargpt.{name}, which is below it" for name in sorted(wrong)]
 
 
