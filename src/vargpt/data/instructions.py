@@ -125,7 +125,9 @@ def edit_conversation(
 
 def template_texts() -> list[str]:
     """All fixed wordings, to train a text tokenizer on together with the captions and instructions."""
-    draws = [f"{opening}{verb} {picture}" for opening in _DRAW_OPENINGS for verb in _DRAW_VERBS for picture in _PICTURES]
+    draws = [
+        f"{opening}{verb} {picture}" for opening in _DRAW_OPENINGS for verb in _DRAW_VERBS for picture in _PICTURES
+    ]
     framed = (*_DRAW_WISHES, *_DRAW_ANSWERS, *_EDIT_FRAMES)
     fixed = [text.replace("{name}", "").replace("{instruction}", "") for text in framed]
     texts = [CAPTION_QUESTION, *draws, *fixed, *_CAPTION_QUESTIONS, *_EDIT_ANSWERS]

@@ -78,8 +78,8 @@ def read_jsonl(path: Path, record: type[Record]) -> list[Record]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}:{line}: not UTF-8 text") from error
+        broken = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}:{broken}: not UTF-8 text") from error
     records = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

@@ -12,6 +12,7 @@ The system text, the user text with the assistant header, and each answer are to
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vargpt.processing.conversation import Conversation, DrawPart, ImagePart, Message, TextPart
@@ -104,7 +105,7 @@ class ChatFormat:
         out.add([self.special.im_end])
         out.add(self.encoder("\n"))
 
-    def _user(self, out: Rendered, turn: Message, counts) -> None:
+    def _user(self, out: Rendered, turn: Message, counts: Iterator[int]) -> None:
         text = "user\n"
         out.add([self.special.im_start])
         for part in turn.content:

@@ -24,7 +24,7 @@ from transformers.processing_utils import ProcessorMixin
 from vargpt.configuration import Behaviour
 from vargpt.processing.chat import CHAT_TEMPLATE, DEFAULT_SYSTEM_PROMPT, ChatFormat
 from vargpt.processing.collate import Batch, Encoded, collate
-from vargpt.processing.conversation import Conversation, DrawSource, ImagePart, UnderstandSource
+from vargpt.processing.conversation import Conversation, DrawSource, ImagePart, Message, UnderstandSource
 from vargpt.processing.images import PreparedImage, open_image, prepare_understanding, target_pixels
 from vargpt.processing.text import SpecialIds, TextEncoder, add_image_gen_tokens, train_text_tokenizer
 from vargpt.scales import ScaleSchedule
@@ -37,7 +37,7 @@ class VargptProcessor(ProcessorMixin):
         image_processor: cuts images to understand into patches (the PIL backend; no torchvision).
         tokenizer: a Qwen2-VL tokenizer, or one made by `train_text_tokenizer`.
         chat_template: for `apply_chat_template`; ours by default.
-        behaviour: the model's switches, as a `Behaviour` or as a saved dict; the `vargpt` preset by default.
+        behaviour: the model's switches (a `Behaviour`, a preset's name or a saved dict); `vargpt` by default.
         system_prompt: system text where a conversation has none; None: no system turn.
     """
 
@@ -46,14 +46,14 @@ class VargptProcessor(ProcessorMixin):
         image_processor: Qwen2VLImageProcessorPil | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         chat_template: str | None = None,
-        behaviour: Behaviour | dict[str, Any] | None = None,
+        behaviour: Behaviour | dict[str, Any] | str | None = None,
         system_prompt: str | None = None,
     ) -> None:
         if image_processor is None or tokenizer is None:
             raise ValueError("VargptProcessor needs an image_processor and a tokenizer")
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         add_image_gen_tokens(tokenizer)
-        self.behaviour = _as_behaviour(behaviour)
+        self.behaviour = Behaviour.from_any(behaviour)
         self.system_prompt = system_prompt
         self.special = SpecialIds.from_tokenizer(tokenizer)
         self.image_token, self.image_token_id = "<|image_pad|>", self.special.image_pad
@@ -183,8 +183,10 @@ class VargptProcessor(ProcessorMixin):
             conversations: one conversation, or a list of them (each a `Conversation` or chat messages).
             schedule: grids of images drawn earlier in the conversations; not needed where there are none.
         """
-        several = isinstance(conversations, list) and not (conversations and isinstance(conversations[0], dict))
-        items = conversations if several else [conversations]
+        if isinstance(conversations, Conversation) or (conversations and isinstance(conversations[0], dict | Message)):
+            items: list[Any] = [conversations]
+        else:
+            items = list(conversations)
         rows = [self.encode(item, schedule, training=False, drop_start=drop_start) for item in items]
         return collate(
             rows,
@@ -220,7 +222,7 @@ class VargptProcessor(ProcessorMixin):
         if isinstance(image, torch.Tensor):
             expected = (3, *schedule.image_size)
             if tuple(image.shape) != expected:
-                raise ValueError(f"target pixels must have shape {expected} for this schedule, got {tuple(image.shape)}")
+                raise ValueError(f"target pixels must have shape {expected} for its schedule, got {tuple(image.shape)}")
             return image
         return target_pixels(open_image(image), schedule, fit=fit, offset=offset)
 
@@ -256,12 +258,6 @@ class VargptProcessor(ProcessorMixin):
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(pretrained_model_name_or_path, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
         return [image_processor, tokenizer]
-
-
-def _as_behaviour(value: Behaviour | dict[str, Any] | None) -> Behaviour:
-    if isinstance(value, Behaviour):
-        return value
-    return Behaviour.vargpt() if value is None else Behaviour(**value)
 
 
 def _check_folder(path: str | os.PathLike[str]) -> None:
