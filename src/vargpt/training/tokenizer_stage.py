@@ -1,0 +1,115 @@
+"""The stage that trains the image tokenizer from scratch.
+
+Invariant: a batch is a pure function of (seed, step): which images, how each is flipped, zoomed and coloured.
+Shapes: `images_B3HW` in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from vargpt.data.folder import ImageFolder
+from vargpt.image_tokenizer.tokenizer import ImageTokenizer
+from vargpt.image_tokenizer.training_loss import tokenizer_loss
+from vargpt.processing.images import target_pixels
+from vargpt.scales import ScaleSchedule
+from vargpt.training.recipe import TokenizerStage
+
+_EVALUATION_BATCH = 64
+
+
+def load_targets(folder: ImageFolder, names: list[str], schedule: ScaleSchedule) -> Tensor:
+    """Load images at the schedule's size as uint8 [n, 3, H, W] (kept as bytes: a quarter of the memory)."""
+    height, width = schedule.image_size
+    images = torch.empty(len(names), 3, height, width, dtype=torch.uint8)
+    for index, name in enumerate(names):
+        pixels = target_pixels(folder.load(name), schedule)
+        images[index] = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return images
+
+
+def to_signed(images_u8: Tensor) -> Tensor:
+    """Bytes to float32 in [-1, 1]."""
+    return images_u8.float() / 127.5 - 1
+
+
+class SampleOrder:
+    """An endless, seeded order over `count` items: every epoch a fresh permutation, addressable by position."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        if count < 1:
+            raise ValueError("there is nothing to sample from: the training part of the data is empty")
+        self._count, self._seed = count, seed
+        self._cache: tuple[int, Tensor] | None = None
+
+    def take(self, start: int, number: int) -> list[int]:
+        """Items at positions start .. start + number - 1."""
+        return [self._at(position) for position in range(start, start + number)]
+
+    def _at(self, position: int) -> int:
+        epoch, offset = divmod(position, self._count)
+        if self._cache is None or self._cache[0] != epoch:
+            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+            self._cache = (epoch, torch.randperm(self._count, generator=generator))
+        return int(self._cache[1][offset])
+
+
+class TokenizerTask:
+    """Reconstruction of the folder's images (a `Task` of the trainer)."""
+
+    def __init__(
+        self, tokenizer: ImageTokenizer, folder: ImageFolder, schedule: ScaleSchedule, stage: TokenizerStage, seed: int
+    ) -> None:
+        self.module = tokenizer
+        self._schedule, self._stage, self._seed = schedule, stage, seed
+        self._train = load_targets(folder, [r.file_name for r in folder.split_images("train")], schedule)
+        self._validation = load_targets(folder, [r.file_name for r in folder.split_images("validation")], schedule)
+        self._order = SampleOrder(len(self._train), seed)
+
+    def batch(self, step: int) -> Tensor:
+        """Augmented images of a step."""
+        size = self._stage.loop.batch_size
+        indices = self._order.take(step * size, size)
+        generator = torch.Generator().manual_seed(self._seed * 7_368_787 + step)
+        return torch.stack([self._augment(to_signed(self._train[index]), generator) for index in indices])
+
+    def _augment(self, image_3HW: Tensor, generator: torch.Generator) -> Tensor:
+        stage = self._stage
+        flip, permute, *box = torch.rand(5, generator=generator).tolist()
+        if stage.flip and flip < 0.5:
+            image_3HW = image_3HW.flip(-1)
+        if permute < stage.permute_colours:
+            image_3HW = image_3HW[torch.randperm(3, generator=generator)]
+        if stage.zoom > 0:
+            height, width = image_3HW.shape[1:]
+            factor = 1 - stage.zoom * box[0]
+            crop_h, crop_w = max(1, round(height * factor)), max(1, round(width * factor))
+            top, left = int(box[1] * (height - crop_h + 1)), int(box[2] * (width - crop_w + 1))
+            crop = image_3HW[None, :, top : top + crop_h, left : left + crop_w]
+            size = (height, width)
+            image_3HW = torch.nn.functional.interpolate(crop, size=size, mode="bilinear", antialias=True)[0]
+        return image_3HW
+
+    def loss(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Tokenizer loss and its parts."""
+        return tokenizer_loss(self.module, batch, self._schedule, self._stage.loss.weights())
+
+    def evaluate(self) -> dict[str, float]:
+        """Reconstruction of held-out images; empty without any."""
+        if not len(self._validation):
+            return {}
+        psnr = torch.cat(list(reconstruction_psnr(self.module, self._validation, self._schedule)))
+        return {"psnr": float(psnr.mean())}
+
+
+def reconstruction_psnr(tokenizer: ImageTokenizer, images_u8: Tensor, schedule: ScaleSchedule) -> Iterator[Tensor]:
+    """Yield, batch by batch, the PSNR in dB of each image after encode and decode (8-bit output, peak 255)."""
+    with torch.no_grad():
+        for images in images_u8.split(_EVALUATION_BATCH):
+            decoded = tokenizer.decode(tokenizer.encode(to_signed(images), schedule).canvas_Bdhw)
+            levels = ((decoded + 1) * 127.5).round()
+            error = (levels - images.float()).square().mean((1, 2, 3))
+            yield 10 * torch.log10(255.0**2 / error.clamp_min(1e-6))

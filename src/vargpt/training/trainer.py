@@ -1,0 +1,216 @@
+"""The training loop: it knows no loss, no data and no model, only steps.
+
+Invariant: step s sees batch(s) and a generator state that is a function of (seed, s) alone, so a run that was
+killed and resumed ends with bitwise the same weights as an unbroken one on the same CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vargpt.training.checkpoints import load_latest, save_checkpoint
+from vargpt.training.journal import Journal, plot_curves
+
+BatchT = TypeVar("BatchT")
+
+
+class Task(Protocol[BatchT]):
+    """What a stage trains: the module, its batches and its loss."""
+
+    module: nn.Module
+
+    def batch(self, step: int) -> BatchT:
+        """Return the batch of a step; a pure function of the step."""
+        ...
+
+    def loss(self, batch: BatchT) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and scalar metrics."""
+        ...
+
+    def evaluate(self) -> dict[str, float]:
+        """Return validation metrics."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Hyper-parameters of one stage. Intervals: `log_every`, `evaluate_every` in steps, `checkpoint_every` in seconds."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup: float = 0.02
+    final_learning_rate: float = 0.02
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    grad_clip: float = 1.0
+    precision: str = "bf16"
+    log_every: int = 50
+    evaluate_every: int = 500
+    checkpoint_every: float = 120.0
+    seed: int = 0
+
+
+class TimeLimitReached(Exception):
+    """The run was asked to stop (time limit or SIGTERM) and has saved a checkpoint."""
+
+
+class _StopRequest:
+    """Turns SIGTERM into a flag, so that the loop saves before it ends."""
+
+    def __init__(self, deadline: float | None) -> None:
+        self._deadline = deadline
+        self._signalled = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            self._signalled = True
+
+        before = signal.signal(signal.SIGTERM, on_signal)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    @property
+    def reason(self) -> str | None:
+        if self._signalled:
+            return "SIGTERM"
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            return "the time limit"
+        return None
+
+
+def learning_rate_at(step: int, settings: LoopSettings) -> float:
+    """Linear warm-up over a fraction `warmup` of the steps, then cosine down to `final_learning_rate` of the peak."""
+    warmup_steps = max(1, round(settings.warmup * settings.steps))
+    if step < warmup_steps:
+        return settings.learning_rate * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, settings.steps - warmup_steps)
+    floor = settings.final_learning_rate
+    return settings.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split trainable parameters: matrices and kernels decay; vectors, gains, embeddings and gates do not."""
+    decayed, plain = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.ndim >= 2 and "embed" not in name else plain).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+class Trainer(Generic[BatchT]):
+    """Runs one stage of `settings.steps` optimiser steps in `directory`, going on where a killed run stopped."""
+
+    def __init__(self, name: str, task: Task[BatchT], settings: LoopSettings, directory: Path) -> None:
+        self._name, self._task, self._settings, self._directory = name, task, settings, directory
+        self._parameters = [p for p in task.module.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            parameter_groups(task.module, settings.weight_decay),
+            lr=settings.learning_rate, betas=settings.betas, fused=True,
+        )  # fmt: skip
+
+    def run(self, time_limit: float | None = None) -> None:
+        """Train to the end of the stage.
+
+        Args:
+            time_limit: seconds after which to save and stop; None for no limit.
+
+        Raises:
+            TimeLimitReached: after a checkpoint was saved because of the limit or SIGTERM.
+            RuntimeError: if the loss is not finite.
+        """
+        step = self._restore()
+        stop = _StopRequest(None if time_limit is None else time.monotonic() + time_limit)
+        journal = Journal(self._directory, self._name, self._settings.steps, step)
+        last_save = time.monotonic()
+        with stop.installed():
+            while step < self._settings.steps:
+                metrics = self._step(step)
+                step += 1
+                done = step == self._settings.steps
+                if step % self._settings.log_every == 0 or done:
+                    journal.record(step, self._finite(step, metrics), self._settings.batch_size)
+                if step % self._settings.evaluate_every == 0 or done:
+                    self._evaluate(journal, step)
+                reason = stop.reason
+                if done or reason or time.monotonic() - last_save >= self._settings.checkpoint_every:
+                    self._save(step)
+                    last_save = time.monotonic()
+                if reason and not done:
+                    raise TimeLimitReached(f"{self._name}: stopped by {reason} after step {step}; run again to go on")
+
+    def _step(self, step: int) -> dict[str, Tensor]:
+        settings = self._settings
+        torch.manual_seed(settings.seed * 1_000_003 + step)  # stochastic depth is the only user of the global stream
+        batch = self._task.batch(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, settings)
+        device = self._parameters[0].device.type
+        with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bf16"):
+            loss, metrics = self._task.loss(batch)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return {"loss": loss.detach(), **metrics, "grad_norm": norm}
+
+    def _finite(self, step: int, metrics: dict[str, Tensor]) -> dict[str, float]:
+        values = {name: float(value) for name, value in metrics.items()}
+        values["learning_rate"] = learning_rate_at(step - 1, self._settings)
+        if not math.isfinite(values["loss"]):
+            raise RuntimeError(
+                f"{self._name}: the loss is {values['loss']} at step {step}; the last checkpoint is untouched. "
+                f"Lower learning_rate (now {self._settings.learning_rate}) or look at the data of this step"
+            )
+        return values
+
+    def _evaluate(self, journal: Journal, step: int) -> None:
+        self._task.module.eval()
+        with torch.no_grad():
+            values = self._task.evaluate()
+        self._task.module.train()
+        if values:
+            journal.record(step, {f"validation/{name}": value for name, value in values.items()}, 1)
+        plot_curves(self._directory)
+
+    def _save(self, step: int) -> None:
+        trainable = {name: p.detach() for name, p in self._task.module.named_parameters() if p.requires_grad}
+        save_checkpoint(self._directory, step, {"parameters": trainable, "optimizer": self._optimizer.state_dict()})
+
+    def _restore(self) -> int:
+        self._task.module.train()
+        saved = load_latest(self._directory)
+        if saved is None:
+            return 0
+        own = {name: p for name, p in self._task.module.named_parameters() if p.requires_grad}
+        if set(own) != set(saved["parameters"]):
+            raise RuntimeError(
+                f"{self._directory} holds a checkpoint of other trainable parameters; use another output folder"
+            )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                if parameter.shape != saved["parameters"][name].shape:
+                    raise RuntimeError(
+                        f"{self._directory}: {name} is {tuple(saved['parameters'][name].shape)} in the checkpoint but "
+                        f"{tuple(parameter.shape)} in the recipe; use another output folder"
+                    )
+                parameter.copy_(saved["parameters"][name])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        step = int(saved["step"])
+        print(f"{self._name}: going on from step {step}", file=sys.stderr)
+        return step
