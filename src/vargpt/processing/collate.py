@@ -6,7 +6,7 @@ bits are not: the batch carries the target pixels, and the trainer or the caller
 With two rows of 3 and 5 ids, `multiple_of=4` and right padding (`p` = `<|endoftext|>`)::
 
     input_ids_BT       [[a b c p p p p p], [d e f g h p p p]]
-    attention_mask_BT  [[1 1 1 0 0 0 0 0], [1 1 1 1 1 0 0 0]]
+    attention_mask_BT  [[1 1 1 0 0 0 0 0], [1 1 1 1 1 0 0 0]]   (bool)
     text_targets_BT    the ids where the assistant speaks, -100 elsewhere, not shifted
 """
 
@@ -19,14 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vargpt.inputs import ModelInputs
+from vargpt.inputs import IGNORED, ModelInputs
 from vargpt.processing.images import PreparedImage
 from vargpt.processing.positions import mrope_positions, sequential_positions
 from vargpt.processing.text import SpecialIds
 from vargpt.scales import ScaleSchedule
-
-IGNORED = -100
-"""Target id that the text loss leaves out."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def collate(
     longest = max(row.ids.size for row in rows)
     length = -(-longest // multiple_of) * multiple_of
     ids = np.full((len(rows), length), special.endoftext, dtype=np.int64)
-    mask = np.zeros((len(rows), length), dtype=np.int64)
+    mask = np.zeros((len(rows), length), dtype=bool)
     answer = np.zeros((len(rows), length), dtype=bool)
     samples: list[int] = []
     starts: list[int] = []
@@ -102,7 +99,7 @@ def collate(
     for index, row in enumerate(rows):
         first = length - row.ids.size if padding_side == "left" else 0
         here = slice(first, first + row.ids.size)
-        ids[index, here], mask[index, here], answer[index, here] = row.ids, 1, row.is_answer
+        ids[index, here], mask[index, here], answer[index, here] = row.ids, True, row.is_answer
         samples += [index] * len(row.draw_columns)
         starts += [first + column for column in row.draw_columns]
         drops += [row.drop_start] * len(row.draw_columns)

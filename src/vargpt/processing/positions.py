@@ -32,7 +32,7 @@ def mrope_positions(
 
     Args:
         input_ids_BT: int64 [B, T].
-        attention_mask_BT: [B, T], 0 on padding.
+        attention_mask_BT: bool (or 0/1) [B, T], False on padding.
         grids: (time, rows, columns) in patches of every image, in the order of the rows.
 
     Returns:
