@@ -219,7 +219,10 @@ class VargptConfig(PreTrainedConfig):
         decoder: DecoderConfig | None = None,
         image_tokenizer: ImageTokenizerConfig | None = None,
     ) -> VargptConfig:
-        """Translate the published flat `config.json`; sizes that it does not hold are the published constants."""
+        """Translate the published flat `config.json`; sizes that it does not hold are the published constants.
+
+        A model of other sizes carries them in two more fields, `decoder` and `image_tokenizer`, as in our layout.
+        """
         return cls(**_translate_official(flat, decoder, image_tokenizer))
 
     def to_dict(self) -> dict[str, Any]:
@@ -316,14 +319,14 @@ def _translate_official(
     backbone = {name: flat.get(name, default) for name, default in _OFFICIAL_BACKBONE_IDS.items()}
     translated: dict[str, Any] = {
         "backbone": Qwen2VLConfig(text_config=text, vision_config=vision, **backbone),
-        "decoder": decoder or DecoderConfig(),
-        "image_tokenizer": image_tokenizer or ImageTokenizerConfig(),
+        "decoder": decoder or flat.get("decoder") or DecoderConfig(),
+        "image_tokenizer": image_tokenizer or flat.get("image_tokenizer") or ImageTokenizerConfig(),
         "behaviour": Behaviour.official(),
         "image_gen_start_token_id": special.get("image_gen_start_token_id", 151657),
         "image_gen_end_token_id": special.get("image_gen_end_token_id", 151658),
         "image_gen_pad_token_id": special.get("image_gen_pad_token_id", 151659),
         "eos_token_id": text["eos_token_id"],
-        "pad_token_id": flat.get("pad_token_id") or text["bos_token_id"],
+        "pad_token_id": text["bos_token_id"] if text["pad_token_id"] is None else text["pad_token_id"],
     }
     dtype = flat.get("dtype") or flat.get("torch_dtype")
     if dtype is not None:

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vargpt.checkpoint.official_keys import official_key_table
+from vargpt.checkpoint.official_keys import is_official, official_key_table
 from vargpt.checkpoint.strict import check_keys
 from vargpt.checkpoint.tensor_files import StoredTensor, list_folder
 from vargpt.configuration import VargptConfig, VargptOfficialConfig
@@ -270,8 +270,7 @@ def load_model(
     """Build `model_class` from a folder in the published or in our layout, in evaluation mode.
 
     Args:
-        config: sizes to use instead of the folder's config.json; a `VargptOfficialConfig` means that the weights
-            have the published names.
+        config: sizes to use instead of the folder's config.json.
         dtype: floating type of the weights; None or 'auto' keeps the stored one.
         device_map: a device, a map of module names to devices, or one of accelerate's strategies.
     """
@@ -281,7 +280,7 @@ def load_model(
     with torch.device("meta"):
         model = model_class(config)
     placed = place(device_map, model, chosen)
-    if isinstance(config, VargptOfficialConfig):
+    if is_official(stored):
         sources = official_sources(str(folder), config, stored)
     else:
         sources = own_sources(str(folder), model, stored)

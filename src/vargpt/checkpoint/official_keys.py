@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
+from vargpt.configuration import VargptConfig
 from vargpt.image_tokenizer import ImageTokenizer
-
-if TYPE_CHECKING:
-    from vargpt.configuration import VargptConfig
 
 Shape = tuple[int, ...]
 Initial = Literal["normal", "truncated", "zeros", "ones", "powers"]
 
-_TABLE_INITIAL_STD = 0.02
+_INITIAL_STD = 0.02
+_OFFICIAL_PREFIXES = frozenset(
+    ["visual", "model", "vae_local", "vargpt_gen", "image_gen_projector", "image_gen_projector_out", "sos_embedding"]
+)
+_OWN_PREFIXES = frozenset(
+    ["backbone", "decoder", "image_tokenizer", "in_projector", "out_projector", "start_embedding"]
+)
 
 # Ours -> published; `{c}` and `{m}` are the chunk of a block and its place in the chunk.
 _DECODER_NAMES = {
@@ -119,7 +124,7 @@ class KeyEntry:
         if self.initial == "truncated":
             std = math.sqrt(1 / (3 * math.prod(self.official_shape)))
             return torch.nn.init.trunc_normal_(value, std=std, generator=generator)
-        return value.normal_(std=_TABLE_INITIAL_STD, generator=generator)
+        return value.normal_(std=_INITIAL_STD, generator=generator)
 
 
 def backbone_entries(config: VargptConfig) -> list[KeyEntry]:
@@ -172,7 +177,7 @@ def decoder_shapes(config: VargptConfig) -> dict[str, Shape]:
 def block_shapes(config: VargptConfig) -> dict[str, Shape]:
     """Our names and shapes inside one decoder block (spec 5.1)."""
     width, heads = config.decoder.hidden_size, config.decoder.num_heads
-    hidden = round(config.decoder.mlp_ratio * width / 256) * 256
+    hidden = config.decoder.ffn_size
     return {
         "modulation_offset": (6, width),
         "self_attention.qkv.weight": (3 * width, width),
@@ -243,9 +248,15 @@ def projector_entries(config: VargptConfig) -> list[KeyEntry]:
             KeyEntry(f"{official}.ln_q.weight", (inner,), initial="ones"),
             KeyEntry(f"{official}.ln_q.bias", (inner,), initial="zeros"),
         ]
-    row = config.image_gen_start_id
+    row = config.image_gen_start_token_id
     entries.append(KeyEntry("sos_embedding.weight", (row + 1, width), "start_embedding", (width,), (row, row + 1)))
     return entries
+
+
+def is_official(names: Iterable[str]) -> bool:
+    """Whether these keys are mostly published ones (`vargpt_gen.`, ...) rather than ours (`backbone.`, ...)."""
+    prefixes = [name.split(".", 1)[0] for name in names]
+    return sum(p in _OFFICIAL_PREFIXES for p in prefixes) > sum(p in _OWN_PREFIXES for p in prefixes)
 
 
 def official_key_table(config: VargptConfig) -> tuple[KeyEntry, ...]:

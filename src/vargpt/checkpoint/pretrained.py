@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from vargpt.checkpoint import tensor_files
 from vargpt.checkpoint.loading import CONFIG_NAME, DeviceMap, load_model, read_config, resolve_folder, weights_of
-from vargpt.configuration import VargptConfig, VargptOfficialConfig
+from vargpt.configuration import VargptConfig
 
 
 class VargptPreTrainedModel(PreTrainedModel):
@@ -100,12 +100,8 @@ class VargptPreTrainedModel(PreTrainedModel):
 
 
 def own_config(config: VargptConfig) -> dict[str, Any]:
-    """The config.json of our layout, also for a model that came in the published one."""
-    values = config.to_dict()
-    if isinstance(config, VargptOfficialConfig):
-        values = VargptConfig.from_dict({**values, "model_type": VargptConfig.model_type}).to_dict()
-    values["architectures"] = ["VargptForConditionalGeneration"]
-    return values
+    """The config.json of our layout."""
+    return {**config.to_dict(), "architectures": ["VargptForConditionalGeneration"]}
 
 
 def write_folder(
