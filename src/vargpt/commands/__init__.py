@@ -1,0 +1,1 @@
+"""The bodies of the command line's verbs; each imports what is heavy when it runs, not before."""
