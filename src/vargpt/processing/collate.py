@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vargpt.inputs import IGNORED, ModelInputs
+from vargpt.inputs import ModelInputs
+from vargpt.losses import IGNORED
 from vargpt.processing.images import PreparedImage
 from vargpt.processing.positions import mrope_positions, sequential_positions
 from vargpt.processing.text import SpecialIds
