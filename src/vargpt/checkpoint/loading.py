@@ -87,7 +87,7 @@ def resolve_folder(
         )
     except (HFValidationError, RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ValueError(
-            f"{name_or_path!r} is neither a folder here nor a model repository that can be reached "
+            f"'{name_or_path}' is neither a folder here nor a model repository that can be reached "
             f"({type(error).__name__}); check the path, the name or the network"
         ) from error
     return Path(downloaded) / subfolder if subfolder else Path(downloaded)
@@ -166,7 +166,7 @@ def parse_dtype(dtype: str | torch.dtype | None, stored: Mapping[str, StoredTens
     return chosen
 
 
-def place(device_map: DeviceMap | None, model: nn.Module, dtype: torch.dtype) -> dict[str, torch.device]:
+def place(device_map: DeviceMap | None, model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.device]:
     """Return module prefix -> device; '' is the rest. 'auto' and the like ask accelerate.
 
     Raises:
@@ -177,7 +177,7 @@ def place(device_map: DeviceMap | None, model: nn.Module, dtype: torch.dtype) ->
         return {"": torch.get_default_device()}
     if isinstance(device_map, str) and device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
         accelerate = _import_accelerate(f"device_map={device_map!r}")
-        no_split = ["Qwen2VLDecoderLayer", "Qwen2VLVisionBlock", "DecoderBlock", "ResidualUnit"]
+        no_split = list(model._no_split_modules or ())
         memory = accelerate.utils.get_balanced_memory(
             model, dtype=dtype, low_zero=device_map == "balanced_low_0", no_split_module_classes=no_split
         )
