@@ -13,6 +13,7 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ from transformers import Qwen2VLImageProcessorPil
 
 from vargpt.scales import ScaleSchedule
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
 MAX_PIXELS = 89_478_485
 MIN_SIDE = 2
 MAX_ASPECT = 200
@@ -90,7 +91,7 @@ def open_image(source: str | os.PathLike[str] | bytes | Image.Image, name: str |
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on size and metadata; sizes are checked below
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=_known_formats())
         except UnidentifiedImageError as error:
             raise ValueError(f"{label}: not an image in a known format (PNG, JPEG, WebP, BMP, TIFF, ...)") from error
         except Image.DecompressionBombError as error:
@@ -104,6 +105,13 @@ def open_image(source: str | os.PathLike[str] | bytes | Image.Image, name: str |
             except _DECODE_ERRORS as error:
                 raise ValueError(f"{label}: truncated or damaged image ({_reason(error)})") from error
             return _normalise(image, label)
+
+
+@lru_cache(maxsize=1)
+def _known_formats() -> tuple[str, ...]:
+    """The formats that this build of Pillow has (it fails on the name of any other)."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _read_file(path: Path, label: str) -> bytes:

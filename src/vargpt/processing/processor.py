@@ -69,6 +69,7 @@ class VargptProcessor(ProcessorMixin):
         patch_size: int = 14,
         min_pixels: int = 56 * 56,
         max_pixels: int = 28 * 28 * 1280,
+        behaviour: Behaviour | dict[str, Any] | str | None = None,
         system_prompt: str | None = None,
     ) -> VargptProcessor:
         """Make a processor for a new small model: a byte-level BPE trained on the texts, patches of the given size.
@@ -80,7 +81,8 @@ class VargptProcessor(ProcessorMixin):
         image_processor = Qwen2VLImageProcessorPil(
             patch_size=patch_size, size={"shortest_edge": min_pixels, "longest_edge": max_pixels}
         )
-        return cls(image_processor, train_text_tokenizer(texts, vocab_size), system_prompt=system_prompt)
+        tokenizer = train_text_tokenizer(texts, vocab_size)
+        return cls(image_processor, tokenizer, behaviour=behaviour, system_prompt=system_prompt)
 
     @property
     def merge_size(self) -> int:
