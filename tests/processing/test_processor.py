@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessorPil
+from transformers import AutoProcessor, PreTrainedTokenizerFast, Qwen2VLImageProcessorPil
 
-from vargpt.configuration import Behaviour
+from vargpt.configuration import Behaviour, VargptConfig
 from vargpt.processing.chat import DEFAULT_SYSTEM_PROMPT
 from vargpt.processing.conversation import Conversation, DrawPart, DrawSource, ImagePart, assistant, user
 from vargpt.processing.processor import VargptProcessor
@@ -301,6 +303,37 @@ def test_published_files_load_with_added_tokens_and_published_behaviour(tmp_path
 def test_folders_without_a_processor_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):
         VargptProcessor.from_pretrained(tmp_path)
+
+
+def test_auto_processor_finds_it(tmp_path: Path):
+    saved = make()
+    saved.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "vargpt"}')
+    assert isinstance(AutoProcessor.from_pretrained(tmp_path), VargptProcessor)
+
+
+def test_a_processor_travels_to_another_process(processor: VargptProcessor):
+    again = pickle.loads(pickle.dumps(processor))
+    assert again.encode(drawing(), TWO).ids.tolist() == processor.encode(drawing(), TWO).ids.tolist()
+
+
+def test_batches_satisfy_the_models_check(processor: VargptProcessor):
+    ids = processor.special
+    config = VargptConfig(
+        backbone={
+            "text_config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 320},
+            "vision_config": {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4},
+            "image_token_id": ids.image_pad,
+        },
+        image_gen_start_token_id=ids.image_gen_start,
+        image_gen_end_token_id=ids.image_gen_end,
+        image_gen_pad_token_id=ids.image_gen_pad,
+    )
+    rows = [processor.encode(editing(), TWO), processor.encode([user(PICTURE), assistant("b")])]
+    for batch in (processor.collate(rows), processor.collate(rows, padding_side="left")):
+        bits = torch.zeros(1, 4, config.image_tokenizer.bits)
+        dataclasses.replace(batch.inputs, next_inputs_IMd=bits).validate(config)
+    processor.prompt([editing().messages[:1], [user("a")]]).inputs.validate(config)
 
 
 def test_transformers_own_call_works(processor: VargptProcessor):

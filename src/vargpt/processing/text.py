@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
-from functools import lru_cache
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -113,12 +112,22 @@ class TextEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._cached = lru_cache(maxsize=_CACHED_TEXTS)(self._encode)
+        self._cache: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, text: str) -> tuple[int, ...]:
         """Ids of a text; what looks like a special token in it is encoded as ordinary characters."""
-        return self._cached(text)
+        ids = self._cache.get(text)
+        if ids is None:
+            if len(self._cache) >= _CACHED_TEXTS:
+                self._cache.clear()
+            encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+            ids = self._cache[text] = tuple(encoded["input_ids"])
+        return ids
 
-    def _encode(self, text: str) -> tuple[int, ...]:
-        encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        return tuple(encoded["input_ids"])
+    def __deepcopy__(self, memo: dict[int, object]) -> TextEncoder:
+        """Share the tokenizer: saving a processor copies its attributes, and a vocabulary is large."""
+        return TextEncoder(self._tokenizer)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the cache behind when a processor travels to another process."""
+        return {"_tokenizer": self._tokenizer, "_cache": {}}
