@@ -181,10 +181,11 @@ class VargptConfig(PreTrainedConfig):
         "image_tokenizer": ImageTokenizerConfig,
     }
 
-    backbone: dict | PreTrainedConfig | None = None
-    decoder: dict | PreTrainedConfig | None = None
-    image_tokenizer: dict | PreTrainedConfig | None = None
-    behaviour: Behaviour | dict | str | None = None
+    # None and dicts are accepted; after construction these hold instances.
+    backbone: Qwen2VLConfig = None
+    decoder: DecoderConfig = None  # type: ignore[assignment]
+    image_tokenizer: ImageTokenizerConfig = None  # type: ignore[assignment]
+    behaviour: Behaviour = None  # type: ignore[assignment]
     num_scales: int = 10
     image_gen_start_token_id: int = 151657
     image_gen_end_token_id: int = 151658

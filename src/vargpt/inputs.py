@@ -18,6 +18,7 @@ from torch import Tensor
 from vargpt.configuration import VargptConfig
 from vargpt.scales import ScaleSchedule
 
+
 @dataclass
 class ModelInputs:
     """A batch of conversations, any number of them with images to read and images to generate.

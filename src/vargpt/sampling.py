@@ -162,9 +162,7 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     return logits
 
 
-def sample_token(
-    logits_V: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator
-) -> int:
+def sample_token(logits_V: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> int:
     """Choose one word: greedy at temperature 0, else drawn after top-k and top-p."""
     if temperature == 0:
         return int(logits_V.argmax())

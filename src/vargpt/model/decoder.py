@@ -9,7 +9,7 @@ Legend: `I` images · `R` sequences (images, or images times guidance branches) 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,10 @@ class NextScaleDecoder(nn.Module):
         last = max(config.depth - 1, 1)
         self.blocks = nn.ModuleList(Block(config, config.drop_path_rate * i / last) for i in range(config.depth))
 
+    def block_list(self) -> list[Block]:
+        """Return the blocks, first to last."""
+        return cast(list[Block], list(self.blocks))
+
     def condition(self, start_embedding_C: Tensor, drop_R: Tensor) -> Tensor:
         """Return the condition vectors [R, C] (spec 5.2): from the start embedding, or from row 0 where dropped.
 
@@ -91,7 +95,7 @@ class NextScaleDecoder(nn.Module):
 
     def context_keys_values(self, context_RPC: Tensor) -> ContextKeysValues:
         """Project the context for every block, once per image."""
-        return [block.cross_attention.keys_values(context_RPC) for block in self.blocks]
+        return [block.cross_attention.keys_values(context_RPC) for block in self.block_list()]
 
     def forward(
         self,
@@ -122,10 +126,18 @@ class NextScaleDecoder(nn.Module):
         values = values_RLC + levels
         modulation = self.modulation(condition_RC)
         context_mask = None if context_mask_RP is None else context_mask_RP[:, None, None, :]
-        for index, block in enumerate(self.blocks):
+        cross_dtype = self.cross_attention_dtype
+        for index, block in enumerate(self.block_list()):
             layer_cache = None if cache is None else cache.layers[index]
             values = block(
-                values, modulation, (cos, sin), mask, context[index], context_mask, self.cross_attention_dtype, layer_cache
+                values,
+                modulation,
+                (cos, sin),
+                mask,
+                context[index],
+                context_mask,
+                cross_dtype,
+                layer_cache,
             )
         return self.logits(values, condition_RC)
 

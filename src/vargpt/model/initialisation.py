@@ -17,7 +17,7 @@ from vargpt.model.blocks import Block, CrossAttention, SelfAttention
 from vargpt.model.decoder import NextScaleDecoder, RMSNorm
 
 
-def initialise_module(module: nn.Module, model: nn.Module) -> bool:
+def initialise_module(module: nn.Module) -> bool:
     """Initialise one of our modules in place; return False for a module that transformers should handle.
 
     transformers calls this for children before parents, so a parent may overwrite what its children got.
@@ -39,15 +39,18 @@ def initialise_module(module: nn.Module, model: nn.Module) -> bool:
         init.ones_(module.modulation_offset[:2])  # both gates open
     elif isinstance(module, NextScaleDecoder):
         _initialise_decoder(module)
-    elif module is model:
-        width = module.config.decoder.hidden_size
-        init.normal_(module.start_embedding, std=width**-0.5)
-        embedding_std = module.config.backbone.text_config.initializer_range
-        init.normal_(module.in_projector.fc2.weight, std=embedding_std)
-        init.normal_(module.lm_head.weight, std=embedding_std)
     else:
         return False
     return True
+
+
+def initialise_connections(
+    start_embedding_C: nn.Parameter, in_projection: nn.Linear, lm_head: nn.Linear, embedding_std: float
+) -> None:
+    """Initialise what joins the parts: image slots enter the backbone at about the size of token embeddings."""
+    init.normal_(start_embedding_C, std=start_embedding_C.shape[0] ** -0.5)
+    init.normal_(in_projection.weight, std=embedding_std)
+    init.normal_(lm_head.weight, std=embedding_std)
 
 
 def _fan_in(linear: nn.Linear, gain: float = 1.0) -> None:
@@ -66,6 +69,6 @@ def _initialise_decoder(decoder: NextScaleDecoder) -> None:
     init.zeros_(decoder.head_modulation.weight)
     init.normal_(decoder.head.weight, std=0.02)
     gain = (3 * decoder.config.depth) ** -0.5
-    for block in decoder.blocks:
+    for block in decoder.block_list():
         for projection in (block.self_attention.proj, block.cross_attention.proj, block.ffn.fc2):
             _fan_in(projection, gain)

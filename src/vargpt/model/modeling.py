@@ -23,7 +23,7 @@ from vargpt.inputs import ModelInputs
 from vargpt.losses import IGNORED
 from vargpt.model.backbone import build_backbone, causal_mask, embed_tokens, run_language_model
 from vargpt.model.decoder import NextScaleDecoder
-from vargpt.model.initialisation import initialise_module
+from vargpt.model.initialisation import initialise_connections, initialise_module
 
 TextLogits = Literal["all", "targets", "none"]
 
@@ -89,7 +89,10 @@ class VargptForConditionalGeneration(VargptPreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if not initialise_module(module, self):
+        if module is self:
+            std = self.config.backbone.text_config.initializer_range
+            initialise_connections(self.start_embedding, self.in_projector.fc2, self.lm_head, std)
+        elif not initialise_module(module):
             super()._init_weights(module)
 
     @property
@@ -114,7 +117,7 @@ class VargptForConditionalGeneration(VargptPreTrainedModel):
         """Return the text head."""
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replace the text head."""
         self.lm_head = new_embeddings
 
