@@ -40,3 +40,34 @@ def shared() -> Path:
 def goldens(shared: Path) -> Path:
     """The recorded tensors of the published code."""
     return shared / "goldens" / "dev"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an untrained model of a few thousand weights with the bundled model's anatomy: 64x64 px, 3 scales."""
+    from vargpt.data.folder import ImageFolder, read_folder
+    from vargpt.training.build import build_model, build_processor
+    from vargpt.training.recipe import Recipe
+
+    recipe = Recipe.model_validate(
+        {
+            "name": "tiny",
+            "schedule": {"num_scales": 3},
+            "text_tokenizer": {"vocab_size": 300},
+            "model": {
+                "image_tokenizer": {"bits": 8, "base_channels": 32, "channel_multipliers": [1, 1], "num_res_blocks": 1,
+                                    "patch_size": 8},
+                "vision": {"depth": 1, "embed_dim": 32, "num_heads": 2, "patch_size": 8, "image_side": 32},
+                "backbone": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+                             "num_attention_heads": 2, "num_key_value_heads": 1, "mrope_section": [2, 3, 3]},
+                "decoder": {"hidden_size": 64, "num_heads": 2, "depth": 1},
+            },
+            "stages": [{"kind": "sft", "loop": {"steps": 1, "batch_size": 1, "learning_rate": 0.001}}],
+        }
+    )  # fmt: skip
+    folder: ImageFolder = read_folder(REPO_ROOT / "examples")
+    processor = build_processor(recipe, folder)
+    destination = tmp_path_factory.mktemp("tiny") / "tiny-model"
+    build_model(recipe, processor).save_pretrained(destination)
+    processor.save_pretrained(destination)
+    return destination

@@ -15,19 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from vargpt.sampling import pixels_to_uint8
+
 OutputType = Literal["pil", "np", "pt"]
 OUTPUT_TYPES = ("pil", "np", "pt")
-
-
-def to_bytes_I3HW(images_I3HW: Tensor, rounding: Literal["official", "nearest"] = "nearest") -> Tensor:
-    """Map pixels in [-1, 1] to uint8; `official` truncates as the published code does (spec 7.7)."""
-    levels = (images_I3HW.float().clamp(-1, 1) + 1) / 2 * 255
-    return (levels if rounding == "official" else levels.round()).to(torch.uint8)
 
 
 def to_output(
@@ -40,7 +35,7 @@ def to_output(
     """
     if output_type == "pt":
         return list((images_I3HW.float().clamp(-1, 1) + 1) / 2)
-    arrays = to_bytes_I3HW(images_I3HW, rounding).permute(0, 2, 3, 1).cpu().numpy()
+    arrays = pixels_to_uint8(images_I3HW, rounding).cpu().numpy()
     if output_type == "np":
         return list(arrays)
     if output_type == "pil":

@@ -1,0 +1,5 @@
+"""`python -m vargpt` is the command line."""
+
+from vargpt.cli import main
+
+main()

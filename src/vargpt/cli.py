@@ -1,0 +1,174 @@
+"""The command line: `vargpt draw | chat | edit | verify | convert | train`.
+
+Invariant: a mistake of the user ends in one line on stderr and exit status 2, never in a traceback
+(VARGPT_DEBUG=1 shows it all the same). Nothing heavy is imported before a verb needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vargpt.commands.pictures import PictureOptions
+
+app = typer.Typer(
+    name="vargpt",
+    help="One model that reads, draws and edits pictures.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Model folder or hub name. [default: $VARGPT_MODEL, else the bundled model]"),
+]
+DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16. [default: as stored]")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps. [default: the GPU if there is one]")]
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="PNG to write; more pictures get -2, -3, ...")]
+CountOption = Annotated[int, typer.Option("--count", "-n", help="How many pictures, with seeds SEED, SEED+1, ...")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of the first picture. [default: 0]")]
+AspectOption = Annotated[str | None, typer.Option("--aspect", help="WIDTH:HEIGHT, such as 4:3.")]
+SizeOption = Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels, one that the model draws.")]
+GuidanceOption = Annotated[str | None, typer.Option("--guidance", help="Guidance: a number, or one per scale: 4,3,2.")]
+TemperatureOption = Annotated[str | None, typer.Option("--temperature", help="A number, or one per scale; 0: no dice.")]
+TopPOption = Annotated[float | None, typer.Option("--top-p", help="Never draw a bit value less likely than 1 - top_p.")]
+NegativeOption = Annotated[str | None, typer.Option("--negative", help="What the picture should not be.")]
+PreviewsOption = Annotated[
+    Path | None, typer.Option("--previews", help="Folder for a PNG after every scale.", file_okay=True)
+]
+
+
+@app.command()
+def draw(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    output: OutputOption = Path("drawing.png"),
+    count: CountOption = 1,
+    seed: SeedOption = None,
+    aspect: AspectOption = None,
+    size: SizeOption = None,
+    previews: PreviewsOption = None,
+    guidance: GuidanceOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    negative: NegativeOption = None,
+    model: ModelOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Draw a picture: vargpt draw "a green heart" -o heart.png --seed 7 -n 4 --previews steps/"""
+    from vargpt.commands import pictures
+
+    options = PictureOptions(
+        output, count, seed, aspect, size, guidance, temperature, top_p, negative, previews, model, dtype, device
+    )
+    pictures.draw(prompt, options)
+
+
+@app.command()
+def edit(
+    picture: Annotated[Path, typer.Argument(help="The picture to change.")],
+    instruction: Annotated[str, typer.Argument(help="What to change.")],
+    output: OutputOption = Path("edited.png"),
+    count: CountOption = 1,
+    seed: SeedOption = None,
+    aspect: AspectOption = None,
+    size: SizeOption = None,
+    previews: PreviewsOption = None,
+    guidance: GuidanceOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    model: ModelOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Change a picture: vargpt edit in.png "make it blue" -o out.png"""
+    from vargpt.commands import pictures
+
+    options = PictureOptions(
+        output, count, seed, aspect, size, guidance, temperature, top_p, None, previews, model, dtype, device
+    )
+    pictures.edit(picture, instruction, options)
+
+
+@app.command()
+def chat(
+    picture: Annotated[Path | None, typer.Argument(help="A picture to talk about.")] = None,
+    question: Annotated[str | None, typer.Argument(help="One question; without it, a conversation begins.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option("--temperature", help="0: always the likeliest word.")] = 0.0,
+    seed: SeedOption = None,
+    model: ModelOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Ask about a picture, once or in a conversation: vargpt chat photo.png "what is this?" """
+    from vargpt.commands import talk
+
+    options = talk.ChatOptions(max_tokens, temperature, seed, model, dtype, device)
+    talk.chat(picture, question, options)
+
+
+@app.command()
+def verify(
+    goldens: Annotated[Path, typer.Argument(help="A goldens folder: config.json, weights, index.json, scenarios.")],
+) -> None:
+    """Compare every recorded tensor of a goldens folder with what this code computes; 1 means a difference."""
+    from vargpt.commands import checkpoints
+
+    raise typer.Exit(checkpoints.verify(goldens))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Model folder or hub name.")],
+    destination: Annotated[Path, typer.Argument(help="Folder to write.")],
+    to: Annotated[str, typer.Option("--to", help="Layout to write: vargpt or official.")] = "vargpt",
+    max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="Split weights above this size.")] = "5GB",
+) -> None:
+    """Rewrite a model in the other layout, bit-exactly: the published one, or ours."""
+    from vargpt.commands import checkpoints
+
+    checkpoints.convert(source, destination, to, max_shard_size)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, such as recipes/emoji-small.yaml.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of images with metadata.jsonl.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Where checkpoints go. [default: runs/RECIPE]")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one entry: --set stages.0.steps=100. Repeatable.")
+    ] = None,
+) -> None:
+    """Train from scratch, or go on where the same command was stopped."""
+    from vargpt.commands import training
+
+    training.train(recipe, data, out if out is not None else Path("runs") / recipe.stem, overrides or [])
+
+
+def main() -> None:
+    """Run the command line; the entry point of the `vargpt` script."""
+    try:
+        app()
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("VARGPT_DEBUG"):
+            raise
+        print(f"vargpt: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""`make demo`: draw, read and edit with the bundled model, and show it all on one page."""

@@ -1,0 +1,185 @@
+"""`python -m vargpt.demo`: run all three abilities on the sample pictures and write `demo-out/index.html`.
+
+Invariant: everything shown is what the model made in this run, with the seeds named here; nothing is picked by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from vargpt.commands.common import bundled_model, find_model, open_picture
+from vargpt.demo.page import Caption, Demo, Edit, Row, Steps, Turn, render
+from vargpt.inference.dialogue import Dialogue, Drawn
+from vargpt.inference.pictures import contact_sheet, save_png, write_atomically
+from vargpt.inference.pipeline import VargptPipeline
+
+STEP_PROMPTS = ("green heart", "hamburger", "fox", "mermaid", "rainbow", "basketball")
+ROW_PROMPTS = ("sunflower", "rocket", "owl", "woman superhero")
+SEEDS_PER_ROW = 5
+EDITS = (
+    ("red-heart.png", "make it green"),
+    ("thumbs-up.png", "give it a dark skin tone"),
+    ("red-apple.png", "make it green"),
+    ("orange-book.png", "make it blue"),
+    ("firefighter.png", "make it a woman"),
+    ("man-guard.png", "make it a woman"),
+)
+HELD_OUT_EDITS = {("firefighter.png", "make it a woman"), ("man-guard.png", "make it a woman")}
+QUESTION = "what is this?"
+COMMANDS = (
+    'vargpt draw "a green heart" -o heart.png --seed 7',
+    'vargpt chat examples/fox.png "what is this?"',
+    'vargpt edit examples/red-heart.png "make it blue" -o blue.png',
+    "vargpt chat            # a conversation: /draw, /image, /edit",
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="vargpt.demo", description="Draw, read and edit; write one page of pictures.")
+    parser.add_argument("--output", type=Path, default=Path("demo-out"), help="folder to write (default: demo-out)")
+    parser.add_argument("--model", help="model folder (default: the bundled model)")
+    parser.add_argument("--examples", type=Path, default=examples_folder(), help="folder of sample pictures")
+    options = parser.parse_args(arguments)
+    try:
+        page = run(find_model(options.model), options.examples, options.output)
+    except (ValueError, OSError) as error:
+        print(f"demo: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"\nopen {page}")
+    return 0
+
+
+def examples_folder() -> Path:
+    """The sample pictures of the checkout."""
+    return Path(__file__).resolve().parents[3] / "examples"
+
+
+def run(model: str, examples: Path, output: Path) -> Path:
+    """Make all pictures and write `index.html` and `contact-sheet.png`; returns the page."""
+    records = [json.loads(line) for line in (examples / "metadata.jsonl").read_text().splitlines()]
+    started = time.perf_counter()
+    say(f"loading {model}")
+    pipeline = VargptPipeline.from_pretrained(model)
+    say(f"drawing {len(STEP_PROMPTS)} pictures scale by scale")
+    steps, seconds = draw_steps(pipeline)
+    say(f"drawing {len(ROW_PROMPTS)} prompts with {SEEDS_PER_ROW} seeds each")
+    rows = draw_rows(pipeline)
+    say(f"reading {len(records)} pictures")
+    captions = [read_picture(pipeline, examples, record) for record in records]
+    say(f"editing {len(EDITS)} pictures")
+    edits = [change_picture(pipeline, examples / name, instruction) for name, instruction in EDITS]
+    say("holding a conversation")
+    turns = converse(pipeline)
+    demo = Demo(
+        model=model_label(model),
+        parameters=pipeline.num_parameters,
+        seconds=time.perf_counter() - started,
+        per_picture=seconds / len(STEP_PROMPTS),
+        steps=steps,
+        rows=rows,
+        captions=captions,
+        edits=edits,
+        turns=turns,
+        commands=COMMANDS,
+    )
+    page = output / "index.html"
+    write_atomically(page, render(demo).encode("utf-8"))
+    save_png(output / "contact-sheet.png", sheet(demo), {"model": demo.model, "software": "vargpt"})
+    right = sum(item.said.strip() == item.name for item in captions)
+    say(f"{right} of {len(captions)} pictures named exactly; all in {demo.seconds:.0f} s")
+    return page
+
+
+def say(text: str) -> None:
+    """Progress for the person who waits."""
+    print(f"  {text}", flush=True)
+
+
+def model_label(model: str) -> str:
+    """How the page names the model: the bundled one by its place in the repository."""
+    bundled = bundled_model()
+    if bundled is not None and Path(model).resolve() == bundled.resolve():
+        return f"models/{bundled.name}"
+    return Path(model).name
+
+
+def draw_steps(pipeline: VargptPipeline) -> tuple[list[Steps], float]:
+    """Draw the first section one by one, keeping a preview of every scale; also the seconds it took."""
+    drawn, seconds = [], 0.0
+    for prompt in STEP_PROMPTS:
+        canvases, grids = [], []
+
+        def keep(pipe: VargptPipeline, step: int, timestep: int, values: dict) -> None:
+            canvases.append(values["canvas"])  # noqa: B023 (called before the loop goes on)
+            grids.append(values["grid"])  # noqa: B023
+
+        begun = time.perf_counter()
+        pictures = pipeline.draw(prompt, seed=0, callback_on_step_end=keep)
+        seconds += time.perf_counter() - begun
+        previews = [pipeline.preview(canvas)[0] for canvas in canvases[:-1]]
+        drawn.append(Steps(prompt, [*previews, pictures.images[0]], grids))
+    return drawn, seconds
+
+
+def draw_rows(pipeline: VargptPipeline) -> list[Row]:
+    """Draw the second section: every prompt with several seeds, all in one batch."""
+    pictures = pipeline.draw(list(ROW_PROMPTS), num_images_per_prompt=SEEDS_PER_ROW, seed=0).images
+    return [
+        Row(prompt, pictures[index * SEEDS_PER_ROW : (index + 1) * SEEDS_PER_ROW])
+        for index, prompt in enumerate(ROW_PROMPTS)
+    ]
+
+
+def read_picture(pipeline: VargptPipeline, examples: Path, record: dict[str, str]) -> Caption:
+    """Ask what a sample picture shows."""
+    picture = open_picture(examples / record["file_name"])
+    said = "".join(pipeline.chat([{"role": "user", "content": [picture, QUESTION]}]))
+    return Caption(picture, said, record["text"], record["part"] == "validation")
+
+
+def change_picture(pipeline: VargptPipeline, path: Path, instruction: str) -> Edit:
+    """Edit a sample picture."""
+    picture = open_picture(path)
+    after = pipeline.edit(picture, instruction, seed=0).images[0]
+    return Edit(picture, instruction, after, (path.name, instruction) in HELD_OUT_EDITS)
+
+
+def converse(pipeline: VargptPipeline) -> list[Turn]:
+    """A conversation that draws a picture, is asked about it, and edits it."""
+    dialogue, turns = Dialogue(pipeline, seed=0), []
+    for kind, words in (("draw", "blue circle"), ("say", QUESTION), ("edit", "make it red"), ("say", QUESTION)):
+        turns.append(Turn("user", f"draw {words}" if kind == "draw" else words))
+        if kind == "say":
+            answer = "".join(piece for piece in dialogue.say(words) if not isinstance(piece, Drawn))
+            turns.append(Turn("assistant", answer))
+        else:
+            drawn = dialogue.draw(words) if kind == "draw" else dialogue.edit(words)
+            turns.append(Turn("assistant", "", drawn.image))
+    return turns
+
+
+def sheet(demo: Demo) -> Image.Image:
+    """All pictures of the page on one PNG."""
+    rows: list[list[Image.Image | None]] = []
+    labels = []
+    for item in demo.steps:
+        rows.append(list(item.pictures))
+        labels.append(f"{item.prompt}, scale by scale")
+    for row in demo.rows:
+        rows.append(list(row.pictures))
+        labels.append(f"{row.prompt}, {len(row.pictures)} seeds")
+    for edit in demo.edits:
+        rows.append([edit.before, edit.after])
+        labels.append(edit.instruction)
+    return contact_sheet(rows, labels, cell=96)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
