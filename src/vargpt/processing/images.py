@@ -43,7 +43,7 @@ _DECODE_ERRORS = (
     KeyError,
     TypeError,
     OverflowError,
-    NotImplementedError,
+    RuntimeError,
     MemoryError,
     AttributeError,
     struct.error,
