@@ -134,6 +134,9 @@ class TokenizerStage(_Section):
     permute_colours: float = Field(0.0, ge=0, le=1)
 
 
+TrainablePreset = Literal["all", "understanding", "generation", "projectors"]
+
+
 class Mixture(_Section):
     """Share of each task among the samples of a batch (normalised to sum 1)."""
 
@@ -148,6 +151,7 @@ class SftStage(_Section):
     kind: Literal["sft"]
     name: str = "sft"
     loop: LoopSection
+    trainable: TrainablePreset = "all"
     mixture: Mixture = Mixture()
     guidance_drop: float = Field(0.1, ge=0, le=1)
     flip_strength: float = Field(0.3, ge=0, le=1)
@@ -168,6 +172,7 @@ class Recipe(_Section):
     schedule: ScheduleSection = ScheduleSection()
     text_tokenizer: TextTokenizerSection = TextTokenizerSection()
     model: ModelSection = ModelSection()
+    export_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     stages: list[Stage] = Field(min_length=1)
 
 

@@ -134,7 +134,7 @@ class Trainer(Generic[BatchT]):
             TimeLimitReached: after a checkpoint was saved because of the limit or SIGTERM.
             RuntimeError: if the loss is not finite.
         """
-        step = self._restore()
+        step = self.restore()
         stop = _StopRequest(None if time_limit is None else time.monotonic() + time_limit)
         journal = Journal(self._directory, self._name, self._settings.steps, step)
         last_save = time.monotonic()
@@ -192,7 +192,8 @@ class Trainer(Generic[BatchT]):
         trainable = {name: p.detach() for name, p in self._task.module.named_parameters() if p.requires_grad}
         save_checkpoint(self._directory, step, {"parameters": trainable, "optimizer": self._optimizer.state_dict()})
 
-    def _restore(self) -> int:
+    def restore(self) -> int:
+        """Load the newest checkpoint of the stage, if any, into the module; return the step it stands at."""
         self._task.module.train()
         saved = load_latest(self._directory)
         if saved is None:
