@@ -31,6 +31,11 @@ class LayerCache:
         self.length = end
         return self._keys[:, :, :end], self._values[:, :, :end]
 
+    def keep(self, rows: int) -> None:
+        """Keep only the first rows."""
+        if self._keys is not None and self._values is not None:
+            self._keys, self._values = self._keys[:rows], self._values[:rows]
+
 
 class DecoderCache:
     """The caches of all decoder layers for one image phase."""
@@ -42,3 +47,8 @@ class DecoderCache:
     def length(self) -> int:
         """Image tokens stored so far."""
         return self.layers[0].length
+
+    def keep(self, rows: int) -> None:
+        """Keep only the first rows (the conditional branch)."""
+        for layer in self.layers:
+            layer.keep(rows)

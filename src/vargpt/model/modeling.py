@@ -9,6 +9,7 @@ Legend: `B T D V` rows, columns, backbone width, vocabulary · `I` generated ima
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -23,7 +24,11 @@ from vargpt.inputs import ModelInputs
 from vargpt.losses import IGNORED
 from vargpt.model.backbone import build_backbone, causal_mask, embed_tokens, run_language_model
 from vargpt.model.decoder import NextScaleDecoder
+from vargpt.model.events import BitSampler, Event, TokenSampler
+from vargpt.model.generation import Generation
 from vargpt.model.initialisation import initialise_connections, initialise_module
+from vargpt.sampling import Sampling
+from vargpt.scales import ScaleSchedule
 
 TextLogits = Literal["all", "targets", "none"]
 
@@ -133,12 +138,7 @@ class VargptForConditionalGeneration(VargptPreTrainedModel):
         """
         if inputs.input_ids_BT.device.type == "cpu":
             inputs.validate(self.config)
-        embeddings = embed_tokens(self.backbone, inputs.input_ids_BT, inputs.pixel_values, inputs.image_grid_thw)
-        condition = slot_inputs = rows = columns = None
-        if inputs.num_generated_images:
-            condition, slot_inputs, slot_embeddings = self._embed_slots(inputs)
-            rows, columns = self._slot_index(inputs)
-            embeddings = embeddings.index_put((rows, columns), slot_embeddings.to(embeddings.dtype))
+        embeddings, condition, slot_inputs = self._embed(inputs)
         hidden = run_language_model(
             self.backbone,
             embeddings,
@@ -146,9 +146,57 @@ class VargptForConditionalGeneration(VargptPreTrainedModel):
             causal_mask(inputs.attention_mask_BT.bool(), embeddings.shape[1]),
         )
         output = self._text_output(hidden, embeddings, inputs, text_logits)
-        if condition is None or rows is None or columns is None:
+        if condition is None:
             return output
-        return self._image_output(output, inputs, condition, slot_inputs, rows, columns)
+        return self._image_output(output, inputs, condition, slot_inputs)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: ModelInputs,
+        sampling: Sampling | None = None,
+        *,
+        unconditional: ModelInputs | None = None,
+        schedule: ScaleSchedule | None = None,
+        bit_sampler: BitSampler | None = None,
+        token_sampler: TokenSampler | None = None,
+        trace: bool = False,
+    ) -> Iterator[Event]:
+        """Continue conversations with words and images, as an iterator of events; close it to cancel.
+
+        Args:
+            inputs: left-padded prompts (the processor's `prompt`); they may hold images drawn earlier.
+            unconditional: for guidance where the behaviour is ours: the prompt-free or negative conversation, one
+                row for all prompts or one each, ending where the image is to start.
+            schedule: grids of new images; default: the prompts' own, else a square at the model's budget.
+            bit_sampler, token_sampler: replace the random choices, for example by forced bits or tokens.
+            trace: attach intermediate values to `ScaleDone` and `ImageDone`.
+
+        Raises:
+            ValueError, RuntimeError: before the first event, for inputs that do not fit.
+        """
+        generation = Generation(
+            self, inputs, sampling or Sampling(), unconditional, schedule, bit_sampler, token_sampler, trace
+        )
+        yield from generation.run()
+
+    def embed_inputs(self, inputs: ModelInputs) -> Tensor:
+        """Return the embeddings [B, T, D] that the language model gets: tokens, images read and images drawn."""
+        if inputs.input_ids_BT.device.type == "cpu":
+            inputs.validate(self.config)
+        return self._embed(inputs)[0]
+
+    def _embed(self, inputs: ModelInputs) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return embeddings, and for batches with images to draw the condition [I, C] and slot inputs [I, L, C]."""
+        embeddings = embed_tokens(self.backbone, inputs.input_ids_BT, inputs.pixel_values, inputs.image_grid_thw)
+        if not inputs.num_generated_images:
+            return embeddings, None, None
+        condition, slot_inputs, slot_embeddings = self._embed_slots(inputs)
+        return (
+            embeddings.index_put(self._slot_index(inputs), slot_embeddings.to(embeddings.dtype)),
+            condition,
+            slot_inputs,
+        )
 
     def _embed_slots(self, inputs: ModelInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Return the condition [I, C], decoder-width inputs [I, L, C] and backbone embeddings [I, L+, D] of slots."""
@@ -196,14 +244,13 @@ class VargptForConditionalGeneration(VargptPreTrainedModel):
         inputs: ModelInputs,
         condition_IC: Tensor,
         slot_inputs_ILC: Tensor | None,
-        rows_I1: Tensor,
-        columns_IL: Tensor,
     ) -> VargptOutput:
         """Project states, attend to each image's own context and predict its bits (spec 6.1, steps 9 to 12)."""
         schedule, starts = inputs.schedule, inputs.image_start_I
         assert schedule is not None
         assert starts is not None
         hidden = output.hidden_BTD
+        rows_I1, columns_IL = self._slot_index(inputs)
         decoder_inputs = self.out_projector(hidden[rows_I1, columns_IL[:, : schedule.num_tokens]])
         longest = int(starts.max())
         samples = rows_I1[:, 0]
