@@ -17,10 +17,10 @@ LAYERS = (
     "processing",
     "checkpoint",  # names, shapes and files of weights; knows no modules
     "model",
-    "verification",
     "data",
     "inference",
     "training",
+    "verification",
     "evaluation",
     "serving",
 )
