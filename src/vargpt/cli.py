@@ -29,7 +29,9 @@ ModelOption = Annotated[
     typer.Option("--model", "-m", help="Model folder or hub name. [default: $VARGPT_MODEL, else the bundled model]"),
 ]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16. [default: as stored]")]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps. [default: the GPU if there is one]")]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, mps. [default: the GPU if there is one]")
+]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="PNG to write; more pictures get -2, -3, ...")]
 CountOption = Annotated[int, typer.Option("--count", "-n", help="How many pictures, with seeds SEED, SEED+1, ...")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of the first picture. [default: 0]")]

@@ -10,3 +10,12 @@ def convert(source: str, destination: Path, to: str, max_shard_size: str) -> Non
     from vargpt.checkpoint.convert import convert as run
 
     print(run(source, destination, to, max_shard_size))
+
+
+def verify(goldens: Path) -> int:
+    """Print the comparison with a goldens folder; 0 when every tensor agrees, else 1."""
+    if not goldens.is_dir():
+        raise ValueError(f"{goldens}: no such folder")
+    from vargpt.verification.report import run
+
+    return run(goldens)

@@ -48,9 +48,7 @@ def chat(picture: Path | None, question: str | None, options: ChatOptions) -> No
     pipeline = load_pipeline(options.model, options.dtype, options.device)
     from vargpt.inference.dialogue import Dialogue
 
-    dialogue = Dialogue(
-        pipeline, max_new_tokens=options.max_tokens, temperature=options.temperature, seed=options.seed
-    )
+    dialogue = Dialogue(pipeline, max_new_tokens=options.max_tokens, temperature=options.temperature, seed=options.seed)
     if image is not None:
         dialogue.show(image)
     if words is not None:

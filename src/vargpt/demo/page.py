@@ -41,8 +41,8 @@ figure img { width: 100%; max-width: 112px; aspect-ratio: auto; border-radius: 1
 figcaption { font-size: 12.5px; color: var(--soft); margin-top: 5px; line-height: 1.35; overflow-wrap: anywhere; }
 .ok { color: #1f9d55; font-weight: 600; } .no { color: #c9574a; font-weight: 600; }
 .said { color: var(--ink); font-weight: 600; display: block; }
-.tag { display: inline-block; font-size: 11px; color: var(--accent); border: 1px solid currentColor; border-radius: 999px;
-  padding: 0 7px; }
+.tag { display: inline-block; font-size: 11px; color: var(--accent); border: 1px solid currentColor;
+  border-radius: 999px; padding: 0 7px; }
 .talk { display: flex; flex-direction: column; gap: 10px; max-width: 560px; }
 .turn { border-radius: 16px; padding: 10px 14px; width: fit-content; max-width: 85%; border: 1px solid var(--line); }
 .turn.user { align-self: flex-end; background: var(--accent); color: var(--paper); border-color: transparent; }
@@ -192,7 +192,8 @@ def _figure(picture: Image.Image, text: str, caption: str = "") -> str:
 
 
 def _columns(figures: Sequence[str]) -> str:
-    return f'<div class="grid" style="grid-template-columns: repeat({len(figures)}, 1fr); gap: 8px">{"".join(figures)}</div>'
+    style = f"grid-template-columns: repeat({len(figures)}, 1fr); gap: 8px"
+    return f'<div class="grid" style="{style}">{"".join(figures)}</div>'
 
 
 def _steps(item: Steps) -> str:

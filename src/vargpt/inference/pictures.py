@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from vargpt.processing.images import to_signed
 from vargpt.sampling import pixels_to_uint8
 
 OutputType = Literal["pil", "np", "pt"]
@@ -41,6 +42,15 @@ def to_output(
     if output_type == "pil":
         return [Image.fromarray(np.ascontiguousarray(array)) for array in arrays]
     raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+
+
+def composite(result_3HW: Tensor, source: Image.Image, mask: Image.Image) -> Tensor:
+    """Keep a result where the mask is white and the source where it is black, at the result's size."""
+    height, width = result_3HW.shape[1:]
+    size = (int(width), int(height))
+    original = to_signed(source.convert("RGB").resize(size, Image.Resampling.LANCZOS)).to(result_3HW)
+    share = (to_signed(mask.convert("L").convert("RGB").resize(size, Image.Resampling.BILINEAR)).to(result_3HW) + 1) / 2
+    return share * result_3HW + (1 - share) * original
 
 
 def png_bytes(image: Image.Image, metadata: Mapping[str, Any] | None = None) -> bytes:
@@ -82,7 +92,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """Return the text entries of a PNG, e.g. the prompt, seed and model of a picture drawn here."""
     with Image.open(path) as image:
         image.load()
-        return {key: value for key, value in image.info.items() if isinstance(value, str)}
+        return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
 
 
 def contact_sheet(

@@ -77,10 +77,14 @@ def choose_schedule(
         raise ValueError(f"give both height and width, got height={height} and width={width}")
     matching = [schedule for schedule in schedules if schedule.image_size == (height, width)]
     if not matching:
-        raise ValueError(
-            f"this model has no size {width}x{height} (width x height); it draws {describe_sizes(config)}"
-        )
+        raise ValueError(f"this model has no size {width}x{height} (width x height); it draws {describe_sizes(config)}")
     return min(matching, key=lambda schedule: abs(math.log(height / width) - math.log(schedule.template)))
+
+
+def nearest_schedule(config: VargptConfig, height: int, width: int) -> ScaleSchedule:
+    """The schedule at the model's own budget whose aspect is nearest to a picture's."""
+    own = [schedule for schedule in available_schedules(config) if schedule.num_scales == config.num_scales]
+    return min(own, key=lambda schedule: abs(math.log(height / width) - math.log(schedule.template)))
 
 
 def describe_sizes(config: VargptConfig) -> str:
