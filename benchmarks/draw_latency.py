@@ -1,7 +1,7 @@
 """Seconds to draw one picture with the bundled model: `python benchmarks/draw_latency.py [--model DIR]`.
 
-Invariant: a run measures whole requests (words in, PIL picture out) on a loaded pipeline, after one warm-up. It prints a
-table and, last, one line of JSON.
+Invariant: a run measures whole requests (words in, PIL picture out) on a loaded pipeline, after one warm-up. It prints
+a table and, last, one line of JSON.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ LAYERS = (
 )
 """Foundations first; each layer sees the ones before it."""
 
-SEES_ALL = ("cli", "commands", "demo")
+SEES_ALL = ("cli", "__main__", "commands", "demo")
 """Entry points, which nothing else may import."""
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "vargpt"
