@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from vargpt.commands.common import find_model
+from vargpt.commands.common import choose_threads, find_model
 from vargpt.inference.pipeline import VargptPipeline
 
 LIMIT_SECONDS = 2.0
@@ -39,13 +39,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="model folder (default: the bundled model)")
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--threads", type=int, help="CPU threads (default: what the command line would take)")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     folder = find_model(options.model)
     started = time.perf_counter()
     pipeline = VargptPipeline.from_pretrained(folder)
     loading = time.perf_counter() - started
+    choose_threads(pipeline)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     rows = {}
     print(f"{'pictures':>8} {'median s':>9} {'min s':>7} {'max s':>7} {'s/picture':>10}")
     for images in (1, 8):
@@ -60,7 +62,8 @@ def main() -> int:
         "device": str(pipeline.device),
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "machine": platform.machine(),
-        "threads": options.threads,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
         "torch": torch.__version__,
         "load_seconds": round(loading, 2),
         "one_picture_seconds": round(rows[1], 4),

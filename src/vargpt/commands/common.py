@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "emoji-small"
 MODEL_VARIABLE = "VARGPT_MODEL"
+SMALL_MODEL = 200_000_000
+"""Weights below which one CPU thread is as fast as two alone, and far faster on a busy machine (docs/log.md)."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -63,9 +65,19 @@ def load_pipeline(name: str | None, dtype: str | None, device: str | None) -> Va
     from vargpt.inference.pipeline import VargptPipeline
 
     try:
-        return VargptPipeline.from_pretrained(folder, dtype=dtype, device=device)
+        pipeline = VargptPipeline.from_pretrained(folder, dtype=dtype, device=device)
     finally:
         status.clear()
+    choose_threads(pipeline)
+    return pipeline
+
+
+def choose_threads(pipeline: VargptPipeline) -> None:
+    """Run a small model on one CPU thread, unless OMP_NUM_THREADS says otherwise."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ and pipeline.num_parameters < SMALL_MODEL:
+        torch.set_num_threads(1)
 
 
 def require_words(text: str, what: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vargpt.commands.common import bundled_model, find_model, open_picture
+from vargpt.commands.common import bundled_model, choose_threads, find_model, open_picture
 from vargpt.demo.page import Caption, Demo, Edit, Row, Steps, Turn, render
 from vargpt.inference.dialogue import Dialogue, Drawn
 from vargpt.inference.pictures import contact_sheet, save_png, write_atomically
@@ -67,6 +67,7 @@ def run(model: str, examples: Path, output: Path) -> Path:
     started = time.perf_counter()
     say(f"loading {model}")
     pipeline = VargptPipeline.from_pretrained(model)
+    choose_threads(pipeline)
     say(f"drawing {len(STEP_PROMPTS)} pictures scale by scale")
     steps, seconds = draw_steps(pipeline)
     say(f"drawing {len(ROW_PROMPTS)} prompts with {SEEDS_PER_ROW} seeds each")
