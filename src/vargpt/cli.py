@@ -154,6 +154,22 @@ def train(
     training.train(recipe, data, out if out is not None else Path("runs") / recipe.stem, overrides or [])
 
 
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str | None, typer.Argument(help="Model folder. [default: the bundled model]")] = None,
+    data: Annotated[Path, typer.Option("--data", help="Folder of images with metadata.jsonl.")] = Path("data"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("runs/evaluation"),
+    limit: Annotated[int | None, typer.Option("--limit", help="Examples per measure. [default: all]")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Examples at once.", min=1)] = 48,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="[default: the model's]")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="[default: the model's]")] = None,
+) -> None:
+    """Measure a model: reconstruction, naming, drawing and editing, with intervals and pictures."""
+    from vargpt.commands import evaluation
+
+    evaluation.evaluate(model, data, output, limit, batch_size, guidance, temperature)
+
+
 def main() -> None:
     """Run the command line; the entry point of the `vargpt` script."""
     try:

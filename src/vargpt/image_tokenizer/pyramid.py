@@ -49,9 +49,7 @@ def advance(
     return canvas, resize_up(canvas, schedule.sizes[scale_index + 1]).flatten(2).transpose(1, 2)
 
 
-def residual_at(
-    latent_Bdhw: Tensor, canvas_Bdhw: Tensor | None, scale_index: int, schedule: ScaleSchedule
-) -> Tensor:
+def residual_at(latent_Bdhw: Tensor, canvas_Bdhw: Tensor | None, scale_index: int, schedule: ScaleSchedule) -> Tensor:
     """What the coarser scales left of the latent, at the grid of this scale (not resampled at the last one)."""
     residual = latent_Bdhw if canvas_Bdhw is None else latent_Bdhw - canvas_Bdhw
     if scale_index + 1 == schedule.num_scales:

@@ -43,7 +43,11 @@ class ImageTokenizer(nn.Module):
             ValueError: if the images are not [B, 3, H, W] with sides that are multiples of the stride.
         """
         stride = self.config.stride
-        if images_B3HW.ndim != 4 or images_B3HW.shape[1] != 3 or any(s % stride or not s for s in images_B3HW.shape[2:]):
+        if (
+            images_B3HW.ndim != 4
+            or images_B3HW.shape[1] != 3
+            or any(s % stride or not s for s in images_B3HW.shape[2:])
+        ):
             raise ValueError(
                 f"expected images [B, 3, H, W] with H and W multiples of {stride}, got {tuple(images_B3HW.shape)}"
             )

@@ -1,0 +1,1 @@
+"""Evaluation: what a model can do, in numbers with intervals."""
