@@ -65,9 +65,9 @@ def test_inverse_keys_are_truncated_and_ordered():
 
 
 def test_errors_name_what_is_possible():
-    with pytest.raises(ValueError, match="unknown aspect template 1.1: expected one of 1, 1.25"):
+    with pytest.raises(ValueError, match=r"unknown aspect template 1\.1: expected one of 1, 1\.25"):
         ScaleSchedule.from_template(1.1, 7)
-    with pytest.raises(ValueError, match="num_scales must be 1..13, got 14"):
+    with pytest.raises(ValueError, match=r"num_scales must be 1\.\.13, got 14"):
         ScaleSchedule.from_template(1.0, 14)
     with pytest.raises(ValueError, match="must be positive"):
         nearest_template(0, 5)
