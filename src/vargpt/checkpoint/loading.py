@@ -30,7 +30,7 @@ CONFIG_NAME = "config.json"
 EXTRAS_NAME = "official-extras.safetensors"
 OFFICIAL_CONFIG_NAME = "official-config.json"
 
-_PIECE_BYTES = 64 * 2**20
+_PIECE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,11 @@ class Source:
     shape: tuple[int, ...]
     rows: tuple[int, int] | None = None
 
-    def load(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Read into new memory on `device`, converting piece by piece where the type differs."""
+    def load(self, dtype: torch.dtype, device: torch.device, scratch: Tensor) -> Tensor:
+        """Read into new memory on `device`; where the type differs, piece by piece through `scratch` (uint8).
+
+        One scratch for all tensors: pieces of their own would leave holes between the weights in the heap.
+        """
         if self.stored.dtype == dtype and device.type == "cpu":
             return self.stored.read(self.rows).reshape(self.shape)
         first, last = self.rows or (0, self.stored.shape[0] if self.stored.shape else 1)
@@ -50,10 +53,10 @@ class Source:
             return self.stored.read().to(device, dtype)
         target = torch.empty((last - first, *self.stored.shape[1:]), dtype=dtype, device=device)
         row_bytes = max(1, target[0].numel() * self.stored.dtype.itemsize)
-        step = max(1, _PIECE_BYTES // row_bytes)
+        step = max(1, scratch.numel() // row_bytes)
         for start in range(first, last, step):
             stop = min(start + step, last)
-            target[start - first : stop - first].copy_(self.stored.read((start, stop)))
+            target[start - first : stop - first].copy_(self.stored.read((start, stop), scratch))
         return target.reshape(self.shape)
 
 
@@ -161,7 +164,7 @@ def parse_dtype(dtype: str | torch.dtype | None, stored: Mapping[str, StoredTens
         return stored_dtype(stored)
     names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
     chosen = names.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
-    if chosen not in names.values():
+    if chosen is None or chosen not in names.values():
         raise ValueError(f"dtype is one of {', '.join(names)} or 'auto', got {dtype!r}")
     return chosen
 
@@ -227,8 +230,9 @@ def assign(
     aliases: dict[int, list[str]] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         aliases.setdefault(id(value), []).append(name)
+    scratch = torch.empty(_PIECE_BYTES, dtype=torch.uint8)
     for name, value in weights.items():
-        loaded = sources[name].load(dtype, _device_of(name, placed))
+        loaded = sources[name].load(dtype, _device_of(name, placed), scratch)
         parameter = nn.Parameter(loaded, requires_grad=value.requires_grad)
         for alias in aliases[id(value)]:
             owner, _, attribute = alias.rpartition(".")

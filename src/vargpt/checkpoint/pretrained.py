@@ -28,7 +28,7 @@ class VargptPreTrainedModel(PreTrainedModel):
     config_class = VargptConfig
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
@@ -67,7 +67,7 @@ class VargptPreTrainedModel(PreTrainedModel):
         )
         return load_model(cls, folder, config, dtype if dtype is not None else torch_dtype, device_map)
 
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
         *,

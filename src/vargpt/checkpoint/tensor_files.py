@@ -30,6 +30,11 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER_BYTES = 100_000_000
 
 
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """Where one tensor lies: its file, type, shape and the offset of its first byte."""
@@ -39,21 +44,25 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
 
-    def read(self, rows: tuple[int, int] | None = None) -> Tensor:
-        """Read the tensor, or only some rows of its first axis, into new memory."""
+    def read(self, rows: tuple[int, int] | None = None, scratch: Tensor | None = None) -> Tensor:
+        """Read the tensor, or some rows of its first axis, into new memory or into `scratch` (uint8) if it fits."""
         shape, offset = self.shape, self.offset
         if rows is not None:
             offset += rows[0] * math.prod(shape[1:]) * self.dtype.itemsize
             shape = (rows[1] - rows[0], *shape[1:])
-        tensor = torch.empty(shape, dtype=self.dtype)
-        if tensor.numel() == 0:
+        size = math.prod(shape) * self.dtype.itemsize
+        if scratch is not None and 0 < size <= scratch.numel():
+            tensor = scratch[:size].view(self.dtype).view(shape)
+        else:
+            tensor = torch.empty(shape, dtype=self.dtype)
+        if size == 0:
             return tensor
-        view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        view = _bytes_of(tensor)
         with open(self.path, "rb") as file:
             file.seek(offset)
             read = 0
             while read < len(view):
-                count = file.readinto(view[read:])  # type: ignore[attr-defined]
+                count = file.readinto(view[read:])
                 if not count:
                     raise ValueError(f"{self.path} ended while a tensor was read from it: copy or download it again")
                 read += count
@@ -206,7 +215,7 @@ def write_file(path: Path, names: list[str], layout: Layout, tensors: Iterator[T
             assert tensor.dtype == dtype and tuple(tensor.shape) == tuple(shape), name
             if tensor.numel():
                 flat = tensor.detach().cpu().contiguous().reshape(-1)
-                file.write(memoryview(flat.view(torch.uint8).numpy()))
+                file.write(_bytes_of(flat))
         file.flush()
         os.fsync(file.fileno())
 

@@ -15,13 +15,12 @@ from torch import Tensor
 from vargpt.inputs import ModelInputs
 from vargpt.model import VargptForConditionalGeneration
 from vargpt.model.events import ImageDone, ScaleDone, ScaleTrace, TextDelta
-from vargpt.processing.positions import mrope_positions
 from vargpt.sampling import Sampling, likelier_bits, pixels_to_uint8
 from vargpt.scales import ScaleSchedule
 from vargpt.verification.compare import BF16_LOGITS, CODES, GUIDED, HIDDEN, IMAGE, Report
 from vargpt.verification.goldens import Goldens, Tensors, bfloat16_cross_attention
 from vargpt.verification.image_tokenizer import count_scales
-from vargpt.verification.patches import compare_patches
+from vargpt.verification.patches import compare_patches, recorded_positions
 
 _BF16_SUFFIX = "_bf16ca"
 
@@ -42,10 +41,7 @@ def prompt_inputs(
     ids = batch[f"{prefix}input_ids"].long()
     mask = batch.get(f"{prefix}attention_mask", torch.ones_like(ids)).bool()
     grid = batch.get(f"{prefix}image_grid_thw")
-    backbone = model.config.backbone
-    grids = [] if grid is None else [tuple(row) for row in grid.tolist()]
-    merge = backbone.vision_config.spatial_merge_size
-    positions, deltas = mrope_positions(ids, mask, grids, backbone.image_token_id, merge)
+    positions, deltas = recorded_positions(model.config, ids, mask, grid)
     pixels = None if grid is None else batch[f"{prefix}pixel_values"]
     return ModelInputs(ids, mask, positions, pixels, grid), deltas
 

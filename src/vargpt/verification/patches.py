@@ -1,4 +1,4 @@
-"""Pixels to understand: recorded images against the patches of the public image preparation."""
+"""Images to read: their patches and the M-RoPE positions of the rows that hold them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from transformers import Qwen2VLImageProcessorPil
 
 from vargpt.configuration import VargptConfig
 from vargpt.processing.images import prepare_understanding
+from vargpt.processing.positions import mrope_positions
 from vargpt.verification.compare import Report
 
 PATCHES = 1e-5
@@ -33,3 +34,10 @@ def compare_patches(
     made = [recorded_patches(config, image) for image in images_u8]
     report.close(name, torch.cat([part for part, _ in made]), patches, PATCHES)
     report.exact(f"{name} (grids)", torch.cat([grid for _, grid in made]), grids)
+
+
+def recorded_positions(config: VargptConfig, ids: Tensor, mask: Tensor, grid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """M-RoPE positions [3, B, T] and rope deltas [B, 1] of recorded rows; `grid` is image_grid_thw, if any."""
+    grids = [] if grid is None else [(int(t), int(h), int(w)) for t, h, w in grid.tolist()]
+    backbone = config.backbone
+    return mrope_positions(ids, mask, grids, backbone.image_token_id, backbone.vision_config.spatial_merge_size)

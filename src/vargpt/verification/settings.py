@@ -1,6 +1,7 @@
-"""Recorded settings against our published defaults: what no tensor of a small model can show.
+"""Constants and rules that no recorded tensor of a small model can show.
 
-Sampling, loss and noise constants, scale tables and derived sizes. Settings that a recording lacks are skipped.
+The constants of the specification are stated once more here and compared with the defaults in force, so that a slip in
+one place is seen. Derived sizes and scale tables are compared with the recording.
 """
 
 from __future__ import annotations
@@ -21,26 +22,36 @@ from vargpt.verification.compare import Report
 from vargpt.verification.goldens import Goldens
 
 
-def _ours() -> dict[str, float]:
-    """Our constants by section and name of the recorded settings."""
-    sampling, decoder = Sampling.official(), DecoderConfig()
-    assert not isinstance(sampling.guidance_scale, list | tuple)
-    assert not isinstance(sampling.temperature, list | tuple)
+def _constants() -> dict[str, tuple[Any, Any]]:
+    """Name -> (ours, the specification's)."""
+    sampling, paper = Sampling.official(), Sampling.paper()
+    decoder, tokenizer, behaviour = DecoderConfig(), ImageTokenizerConfig(), Behaviour.official()
+    sft = SftStage.model_fields
     return {
-        "generation.cfg": float(sampling.guidance_scale),  # type: ignore[arg-type]
-        "generation.tau": float(sampling.temperature),  # type: ignore[arg-type]
-        "generation.top_p": sampling.top_p,
-        "training.lambda_image_loss": VargptConfig().image_loss_weight,
-        "training.official_self_correction_strength": SftStage.model_fields["flip_strength"].default,
-        "training.official_cond_drop_rate": SftStage.model_fields["guidance_drop"].default,
-        "training.official_drop_path_rate": decoder.drop_path_rate,
-        "decoder.attention_scale_max": math.exp(MAX_LOG_SCALE),
-        "decoder.norm_eps": decoder.norm_eps,
-        "decoder.level_embeddings": decoder.level_embeddings,
-        "decoder.text_maxlen": decoder.unconditional_rows,
-        "decoder.mlp_ratio": decoder.mlp_ratio,
-        "decoder.pad_to_multiple": Behaviour.official().image_slot_multiple,
-        "vae.num_res_blocks": ImageTokenizerConfig().num_res_blocks,
+        "4.2 bits": (tokenizer.bits, 32),
+        "4.2 base width": (tokenizer.base_channels, 128),
+        "4.2 multipliers": (tokenizer.channel_multipliers, (1, 2, 4, 4, 4)),
+        "4.2 residual units": (tokenizer.num_res_blocks, 2),
+        "4.2 stride": (tokenizer.stride, 16),
+        "4.4 largest flip strength": (sft["flip_strength"].default, 0.3),
+        "5.1 decoder width": (decoder.hidden_size, 2048),
+        "5.1 heads": (decoder.num_heads, 16),
+        "5.1 blocks": (decoder.depth, 32),
+        "5.1 chunks": (decoder.num_chunks, 8),
+        "5.1 unconditional rows": (decoder.unconditional_rows, 512),
+        "5.1 level embeddings": (decoder.level_embeddings, 15),
+        "5.1 feed-forward ratio": (decoder.mlp_ratio, 4),
+        "5.2 condition dropout": (sft["guidance_drop"].default, 0.1),
+        "5.4 norm eps": (decoder.norm_eps, 1e-6),
+        "5.4 drop path": (decoder.drop_path_rate, 0.1),
+        "5.5 largest attention scale": (math.exp(MAX_LOG_SCALE), 100.0),
+        "6.1 slot multiple": (behaviour.image_slot_multiple, 128),
+        "6.6 image loss weight": (VargptConfig().image_loss_weight, 3.0),
+        "7.3 guidance": (sampling.guidance_scale, 3.0),
+        "7.3 temperature": (sampling.temperature, 0.5),
+        "7.3 top-p": (sampling.top_p, 0.97),
+        "7.3 guidance (paper)": (paper.guidance_scale, 1.5),
+        "7.3 top-p (paper)": (paper.top_p, 0.95),
     }
 
 
@@ -53,12 +64,17 @@ def verify_settings(goldens: Goldens) -> Report:
     """Compare constants, derived sizes and scale tables."""
     report, settings = Report("settings"), goldens.settings
     derived = {
+        "decoder.attention_scale_max": math.exp(MAX_LOG_SCALE),
         "decoder.mlp_hidden": goldens.config.decoder.ffn_size,
         "decoder.head_dim": goldens.config.decoder.hidden_size // goldens.config.decoder.num_heads,
         "decoder.head_out": 2 * goldens.config.image_tokenizer.bits,
         "vae.code_magnitude": float(codes_from_bits(torch.ones(1, 1, goldens.config.image_tokenizer.bits), 1, 1)[0, 0]),
     }
-    for path, value in {**_ours(), **derived}.items():
+    for name, (ours, wanted) in _constants().items():
+        report.close(
+            name, torch.tensor(ours, dtype=torch.float64), torch.tensor(wanted, dtype=torch.float64), 0.0, 1e-9
+        )
+    for path, value in derived.items():
         recorded = _recorded(settings, path)
         if isinstance(recorded, int | float):
             report.close(path, torch.tensor(float(value)), torch.tensor(float(recorded)), 0.0, 1e-6)
@@ -67,7 +83,7 @@ def verify_settings(goldens: Goldens) -> Report:
         sizes = [list(size)[-2:] for size in table["scales"]]
         report.exact(f"schedules.{budget}.scales", torch.tensor(schedule.sizes), torch.tensor(sizes))
         multiple = Behaviour.official().image_slot_multiple
-        ours = [*schedule.image_size, schedule.num_tokens, schedule.padded_length(multiple)]
-        wanted = [table[name] for name in ("height", "width", "tokens", "padded")]
-        report.exact(f"schedules.{budget}.sizes", torch.tensor(ours), torch.tensor(wanted))
+        made = [*schedule.image_size, schedule.num_tokens, schedule.padded_length(multiple)]
+        listed = [table[name] for name in ("height", "width", "tokens", "padded")]
+        report.exact(f"schedules.{budget}.sizes", torch.tensor(made), torch.tensor(listed))
     return report

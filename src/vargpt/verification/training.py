@@ -17,17 +17,19 @@ from vargpt.inputs import ModelInputs
 from vargpt.losses import all_token_targets, image_loss, text_loss, total_loss
 from vargpt.model import VargptForConditionalGeneration, VargptOutput
 from vargpt.model.rope2d import rotary_table
-from vargpt.processing.positions import mrope_positions, sequential_positions
+from vargpt.processing.positions import sequential_positions
 from vargpt.scales import NUM_TEMPLATE_SCALES, ScaleSchedule
 from vargpt.verification.compare import BF16_LOGITS, CODES, HIDDEN, ROPE, Report
 from vargpt.verification.goldens import Goldens, Tensors, bfloat16_cross_attention, pixels
 from vargpt.verification.image_tokenizer import flips_from
-from vargpt.verification.patches import compare_patches
+from vargpt.verification.patches import compare_patches, recorded_positions
 
 LOSS = 1e-5
 """Relative tolerance of losses."""
 GRADIENT = 1e-4
-"""Tolerance of a gradient relative to its largest entry, and of a gradient's norm relative to the norm."""
+"""Tolerance of a gradient relative to its largest entry."""
+NORM = 3e-4
+"""Tolerance of a gradient's norm relative to the norm."""
 NORM_FLOOR = 1e-7
 """Gradient norms below this part of the largest one are float32 noise."""
 
@@ -40,6 +42,9 @@ class TrainingRun:
 
     inputs: ModelInputs
     output: VargptOutput
+    schedule: ScaleSchedule
+    labels: Tensor
+    bit_logits: Tensor
     taps: dict[str, Tensor]
     text: Tensor
     image: Tensor
@@ -92,9 +97,7 @@ def training_inputs(
     if config.behaviour.training_positions == "official":
         positions = sequential_positions(*ids.shape)
     else:
-        grids = [tuple(grid) for grid in batch.get("image_grid_thw", torch.zeros(0, 3)).tolist()]
-        merge = config.backbone.vision_config.spatial_merge_size
-        positions, _ = mrope_positions(ids, mask, grids, config.backbone.image_token_id, merge)
+        positions, _ = recorded_positions(config, ids, mask, batch.get("image_grid_thw"))
     return ModelInputs(
         input_ids_BT=ids,
         attention_mask_BT=mask,
@@ -110,62 +113,61 @@ def training_inputs(
     )
 
 
-def run_training(model: VargptForConditionalGeneration, inputs: ModelInputs) -> TrainingRun:
+def run_training(model: VargptForConditionalGeneration, inputs: ModelInputs, image_loss_weight: float) -> TrainingRun:
     """Forward and losses, with the decoder's inner values."""
     decoder = model.decoder
     modules: dict[str, nn.Module] = {f"decoder_block_{i}": block for i, block in enumerate(decoder.blocks)}
-    first = decoder.blocks[0]
-    modules |= {
-        "decoder_block_0_sa": first.self_attention,
-        "decoder_block_0_ca": first.cross_attention,
-        "decoder_block_0_ffn": first.ffn,
-        "gss": decoder.shared_modulation,
-    }
+    for name, part in (("sa", "self_attention"), ("ca", "cross_attention"), ("ffn", "ffn")):
+        modules[f"decoder_block_0_{name}"] = decoder.blocks[0].get_submodule(part)
+    modules["gss"] = decoder.shared_modulation
     with Taps(modules) as taps:
         output = model(inputs)
-    assert inputs.schedule is not None
-    assert inputs.labels_ILd is not None
-    assert inputs.text_targets_BT is not None
-    text = text_loss(output.text_logits_BTV, inputs.text_targets_BT)
-    weights = model.behaviour.image_loss_weights
-    image = image_loss(output.bit_logits_ILd2, inputs.labels_ILd, inputs.schedule, weights)
-    return TrainingRun(inputs, output, taps, text, image, total_loss(text, image, model.config.image_loss_weight))
+    schedule, labels, bit_logits = inputs.schedule, inputs.labels_ILd, output.bit_logits_ILd2
+    assert schedule is not None
+    assert labels is not None
+    assert bit_logits is not None
+    text = text_loss(_some(output.text_logits_BTV), _some(inputs.text_targets_BT))
+    image = image_loss(bit_logits, labels, schedule, model.behaviour.image_loss_weights)
+    total = total_loss(text, image, image_loss_weight)
+    return TrainingRun(inputs, output, schedule, labels, bit_logits, taps, text, image, total)
+
+
+def _some(value: Tensor | None) -> Tensor:
+    assert value is not None
+    return value
 
 
 def intermediate_values(model: VargptForConditionalGeneration, run: TrainingRun) -> Tensors:
     """Every value of a run that a recording may hold, by its recorded name, whole."""
-    inputs, output, schedule = run.inputs, run.output, run.inputs.schedule
-    assert schedule is not None
-    assert inputs.image_start_I is not None
-    assert inputs.image_sample_I is not None
+    inputs, output, schedule = run.inputs, run.output, run.schedule
+    lengths, samples = _some(inputs.image_start_I), _some(inputs.image_sample_I)
     slots = schedule.padded_length(model.behaviour.image_slot_multiple)
     surplus = slots - schedule.num_tokens
-    columns = inputs.image_start_I[:, None] + torch.arange(1, slots + 1)
-    lengths = inputs.image_start_I
-    packed = [output.context_IPC[i, : int(length)] for i, length in enumerate(lengths)]
-    cos, sin = rotary_table(schedule, model.config.decoder.hidden_size // model.config.decoder.num_heads, "cpu")
-    per_scale = image_loss(output.bit_logits_ILd2, inputs.labels_ILd, schedule, "per_scale")
+    columns = lengths[:, None] + torch.arange(1, slots + 1)
+    packed = [_some(output.context_IPC)[i, : int(length)] for i, length in enumerate(lengths)]
+    head_dim = model.config.decoder.hidden_size // model.config.decoder.num_heads
+    cos, sin = rotary_table(schedule, head_dim, torch.device("cpu"))
     return {
         **run.taps,
         "gss": run.taps["gss"].unflatten(-1, (6, -1))[:, None],
-        "image_gen_labels": inputs.labels_ILd,
-        "x_BLC_wo_prefix": inputs.next_inputs_IMd,
-        "cond_BD": output.condition_IC,
+        "image_gen_labels": run.labels,
+        "x_BLC_wo_prefix": _some(inputs.next_inputs_IMd),
+        "cond_BD": _some(output.condition_IC),
         "llm_position_ids": inputs.position_ids_3BT,
         "cross_kv": torch.cat(packed),
         "cross_cu_seqlens_k": torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
         "cross_max_seqlen_k": lengths.max(),
-        "gen_logits": output.bit_logits_ILd2.flatten(2),
-        "x_BLC": nn.functional.pad(output.slot_inputs_ILC, (0, 0, 0, surplus)),
+        "gen_logits": run.bit_logits.flatten(2),
+        "x_BLC": nn.functional.pad(_some(output.slot_inputs_ILC), (0, 0, 0, surplus)),
         "llm_inputs_embeds": output.inputs_embeds_BTD,
         "llm_hidden": output.hidden_BTD,
-        "decoder_in": model.out_projector(output.hidden_BTD[inputs.image_sample_I[:, None], columns]),
-        "text_logits": output.text_logits_BTV,
+        "decoder_in": model.out_projector(output.hidden_BTD[samples[:, None], columns]),
+        "text_logits": _some(output.text_logits_BTV),
         "rope2d_cos_sin": torch.stack([cos, sin]),
         "other_loss": run.text,
         "image_gen_loss": run.image,
         "total_loss": run.total,
-        "reference_only.scale_reweighted_image_loss": per_scale,
+        "reference_only.scale_reweighted_image_loss": image_loss(run.bit_logits, run.labels, schedule, "per_scale"),
     }
 
 
@@ -182,18 +184,14 @@ def cut(value: Tensor, sample: str | None, first: str | None, recorded: Tensor) 
     return value, recorded[:, : value.shape[1]]
 
 
-def compare_values(
-    report: Report, values: Tensors, recorded: Tensors, prefix: str = "", bf16: bool = False
-) -> set[str]:
-    """Compare every recorded tensor that has a value of ours; returns the names compared."""
-    compared = set()
+def compare_values(report: Report, values: Tensors, recorded: Tensors, prefix: str = "", bf16: bool = False) -> None:
+    """Compare every recorded tensor that has a value of ours."""
     for name, tensor in recorded.items():
         if not name.startswith(prefix):
             continue
         match = _NAME.fullmatch(name.removeprefix(prefix))
         if match is None or match["base"] not in values:
             continue
-        compared.add(name)
         value, wanted = cut(values[match["base"]].detach(), match["sample"], match["first"], tensor)
         if not tensor.dtype.is_floating_point:
             report.exact(name, value, wanted)
@@ -206,7 +204,6 @@ def compare_values(
             report.close(name, value, wanted, limit, limit)
         else:
             report.close(name, value, wanted, HIDDEN)
-    return compared
 
 
 def verify_training(goldens: Goldens, model: VargptForConditionalGeneration, scenario: str) -> Report:
@@ -214,50 +211,47 @@ def verify_training(goldens: Goldens, model: VargptForConditionalGeneration, sce
     report, recorded = Report(scenario), goldens.tensors(scenario)
     batch = recorded if "input_ids" in recorded else {**goldens.tensors("train"), **recorded}
     inputs = training_inputs(goldens, model, batch, "mask_{s}" if "mask_0" in recorded else None)
+    weight = goldens.settings.get("training", {}).get("lambda_image_loss", model.config.image_loss_weight)
     gradients = any(name.startswith("grad.") for name in recorded)
     norms = (goldens.folder / f"{scenario}_grad_norms.json").is_file()
     with torch.set_grad_enabled(gradients or norms):
         model.zero_grad(set_to_none=True)
-        run = run_training(model, inputs)
-        compared = compare_values(report, intermediate_values(model, run), recorded)
+        run = run_training(model, inputs, weight)
+        compare_values(report, intermediate_values(model, run), recorded)
         if gradients or norms:
             run.total.backward()
-            compared |= compare_gradients(report, model, recorded)
+            compare_gradients(report, model, recorded)
     if norms:
         compare_norms(report, model, goldens.norms(f"{scenario}_grad_norms"))
     model.zero_grad(set_to_none=True)
     with torch.no_grad():
-        compared |= _verify_variants(model, inputs, recorded, report)
+        _verify_variants(model, inputs, weight, recorded, report)
     if "input_image_u8" in recorded:
         images, grids = [recorded["input_image_u8"]], recorded["image_grid_thw"]
         compare_patches(report, model.config, images, "pixel_values", recorded["pixel_values"], grids)
     if "mrope_position_ids_not_used" in recorded:
-        grids = [tuple(grid) for grid in recorded["image_grid_thw"].tolist()]
-        merge, image_id = model.config.backbone.vision_config.spatial_merge_size, model.config.backbone.image_token_id
-        positions, _ = mrope_positions(inputs.input_ids_BT, inputs.attention_mask_BT, grids, image_id, merge)
+        ids, mask, grid = inputs.input_ids_BT, inputs.attention_mask_BT, recorded["image_grid_thw"]
+        positions, _ = recorded_positions(model.config, ids, mask, grid)
         report.exact("mrope_position_ids_not_used", positions, recorded["mrope_position_ids_not_used"])
-        compared.add("mrope_position_ids_not_used")
     return report
 
 
 def _verify_variants(
-    model: VargptForConditionalGeneration, inputs: ModelInputs, recorded: Tensors, report: Report
-) -> set[str]:
+    model: VargptForConditionalGeneration, inputs: ModelInputs, weight: float, recorded: Tensors, report: Report
+) -> None:
     """The same batch with the condition dropped, and with cross-attention rounded to bfloat16."""
-    compared: set[str] = set()
     if any(name.startswith("conddrop.") for name in recorded):
         assert inputs.image_sample_I is not None
         dropped = replace(inputs, drop_start_I=torch.ones_like(inputs.image_sample_I, dtype=torch.bool))
-        values = intermediate_values(model, run_training(model, dropped))
-        compared |= compare_values(report, values, recorded, "conddrop.")
+        values = intermediate_values(model, run_training(model, dropped, weight))
+        compare_values(report, values, recorded, "conddrop.")
     if any(name.startswith("bf16ca.") for name in recorded):
-        plain = run_training(model, inputs).output.bit_logits_ILd2.flatten(2)
+        plain = run_training(model, inputs, weight).bit_logits.flatten(2)
         with bfloat16_cross_attention(model):
-            values = intermediate_values(model, run_training(model, inputs))
+            values = intermediate_values(model, run_training(model, inputs, weight))
         for name in (name for name in recorded if name.startswith("bf16ca.gen_logits")):
             report.nearer(f"{name} (rounding acts)", values["gen_logits"], plain, recorded[name])
-        compared |= compare_values(report, values, recorded, "bf16ca.", bf16=True)
-    return compared
+        compare_values(report, values, recorded, "bf16ca.", bf16=True)
 
 
 def published_gradient(model: nn.Module, entry: KeyEntry) -> Tensor:
@@ -269,10 +263,9 @@ def published_gradient(model: nn.Module, entry: KeyEntry) -> Tensor:
     return whole if gradient is None else entry.to_official(gradient, whole)
 
 
-def compare_gradients(report: Report, model: VargptForConditionalGeneration, recorded: Tensors) -> set[str]:
+def compare_gradients(report: Report, model: VargptForConditionalGeneration, recorded: Tensors) -> None:
     """Compare the recorded `grad.NAME` tensors."""
     table = {entry.official: entry for entry in official_key_table(model.config)}
-    compared = set()
     for name, wanted in recorded.items():
         if not name.startswith("grad."):
             continue
@@ -283,11 +276,11 @@ def compare_gradients(report: Report, model: VargptForConditionalGeneration, rec
         else:
             gradient = published_gradient(model, table[published])
         report.close(name, gradient, wanted, 0.0, GRADIENT)
-        compared.add(name)
-    return compared
 
 
-def compare_norms(report: Report, model: VargptForConditionalGeneration, norms: dict[str, float | None]) -> None:
+def compare_norms(
+    report: Report, model: VargptForConditionalGeneration, norms: dict[str, float | None], relative: float = NORM
+) -> None:
     """Compare gradient norms of all parameters; none recorded means that ours must be absent or zero."""
     table = {entry.official: entry for entry in official_key_table(model.config)}
     largest = max(value or 0.0 for value in norms.values())
@@ -300,4 +293,4 @@ def compare_norms(report: Report, model: VargptForConditionalGeneration, norms: 
         if recorded is None:
             report.close(f"grad_norm.{name} (none)", got, wanted, 0.0, 0.0)
         else:
-            report.close(f"grad_norm.{name}", got, wanted, NORM_FLOOR * largest, GRADIENT)
+            report.close(f"grad_norm.{name}", got, wanted, NORM_FLOOR * largest, relative)
