@@ -128,6 +128,7 @@ class TokenizerStage(_Section):
     kind: Literal["tokenizer"]
     name: str = "tokenizer"
     loop: LoopSection
+    trainable: Literal["all", "decoder"] = "all"
     loss: TokenizerLossSection = TokenizerLossSection()
     flip: bool = True
     zoom: float = Field(0.0, ge=0, lt=1)

@@ -112,6 +112,7 @@ def _trainer(
     directory = output / stage.name
     if isinstance(stage, TokenizerStage):
         model.image_tokenizer.requires_grad_(True)
+        model.image_tokenizer.encoder.requires_grad_(stage.trainable == "all")
         tokenizer_task = TokenizerTask(model.image_tokenizer, folder, schedule, stage, recipe.seed)
         return Trainer(stage.name, tokenizer_task, settings, directory)
     assert isinstance(stage, SftStage)
