@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vargpt.configuration import Behaviour, DecoderConfig, ImageTokenizerConfig, VargptConfig
-from vargpt.image_tokenizer.bsq import codes_from_bits
-from vargpt.model.blocks import MAX_LOG_SCALE
+from vargpt.image_tokenizer.bsq import bits_from_latent, codes_from_bits
+from vargpt.losses import preference_losses
+from vargpt.model import VargptForConditionalGeneration
+from vargpt.model.blocks import MAX_LOG_SCALE, DropPath
 from vargpt.sampling import Sampling
-from vargpt.scales import BUDGETS
+from vargpt.scales import BUDGETS, ScaleSchedule
 from vargpt.training.recipe import SftStage
 from vargpt.verification.compare import Report
 from vargpt.verification.goldens import Goldens
@@ -55,6 +58,46 @@ def _constants() -> dict[str, tuple[Any, Any]]:
     }
 
 
+def _formulas() -> dict[str, tuple[Tensor, Tensor]]:
+    """Name -> (ours, the specification's) for rules that a recording at these sizes does not show."""
+    code = codes_from_bits(torch.ones(1, 1, 32), 1, 1)[0, 0].reshape(())
+    rows = ScaleSchedule.from_template(1.25, 7).rope_positions()[0]
+    tall = ScaleSchedule.from_template(1.25, 7)
+    chosen, rejected = torch.tensor([1.5]), torch.tensor([0.5])
+    smoothed = 0.9 * math.log1p(math.exp(-0.1)) + 0.1 * math.log1p(math.exp(0.1))
+    return {
+        "4.3 code of 32 bits, normalised twice": (code, torch.tensor(0.17677671)),
+        "4.3 bit of zero": (bits_from_latent(torch.zeros(1, 1, 1, 1)).sum(), torch.tensor(0.0)),
+        "5.6 rows are rounded half to even": (
+            rows[tall.slice(6)].view(tall.sizes[6])[:9, 0],
+            torch.tensor([0.0, 4, 7, 10, 14, 18, 21, 24, 28]),
+        ),
+        "8.3 hinge": (preference_losses(chosen, rejected, 0.1, "hinge"), torch.tensor([0.9])),
+        "8.3 ipo": (preference_losses(chosen, rejected, 0.1, "ipo"), torch.tensor([16.0])),
+        "8.3 label smoothing": (
+            preference_losses(chosen, rejected, 0.1, "sigmoid", label_smoothing=0.1),
+            torch.tensor([smoothed]),
+        ),
+    }
+
+
+def _fresh(report: Report, goldens: Goldens) -> None:
+    """Initial values and drop-path rates of a new model of these sizes (spec 5.4, 5.11)."""
+    config = VargptConfig.from_dict(goldens.config.to_dict())
+    config.decoder.drop_path_rate = DecoderConfig().drop_path_rate
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        decoder = VargptForConditionalGeneration(config).decoder
+    width, last = config.decoder.hidden_size, max(config.decoder.depth - 1, 1)
+    scales = torch.stack([block.get_parameter("self_attention.log_scale").detach() for block in decoder.blocks])
+    report.close("5.11 attention scale", scales, torch.full_like(scales, math.log(4)), 0.0, 1e-6)
+    std = torch.tensor(1.2 * width**-0.5)
+    report.close("5.11 unconditional rows", decoder.unconditional.detach().std(), std, 0.0, 0.05)
+    rates = torch.tensor([module.rate for module in decoder.modules() if isinstance(module, DropPath)])
+    wanted = torch.tensor([0.1 * index / last for index in range(config.decoder.depth)])
+    report.close("5.4 drop path of each block", rates, wanted, 0.0, 1e-6)
+
+
 def _recorded(settings: Mapping[str, Any], path: str) -> Any:
     section, name = path.split(".")
     return settings.get(section, {}).get(name)
@@ -74,6 +117,9 @@ def verify_settings(goldens: Goldens) -> Report:
         report.close(
             name, torch.tensor(ours, dtype=torch.float64), torch.tensor(wanted, dtype=torch.float64), 0.0, 1e-9
         )
+    for name, (made, literal) in _formulas().items():
+        report.close(name, made, literal, 0.0, 3e-8 if name.startswith("4.3") else 1e-6)
+    _fresh(report, goldens)
     for path, value in derived.items():
         recorded = _recorded(settings, path)
         if isinstance(recorded, int | float):
@@ -83,7 +129,7 @@ def verify_settings(goldens: Goldens) -> Report:
         sizes = [list(size)[-2:] for size in table["scales"]]
         report.exact(f"schedules.{budget}.scales", torch.tensor(schedule.sizes), torch.tensor(sizes))
         multiple = Behaviour.official().image_slot_multiple
-        made = [*schedule.image_size, schedule.num_tokens, schedule.padded_length(multiple)]
+        sizes_made = [*schedule.image_size, schedule.num_tokens, schedule.padded_length(multiple)]
         listed = [table[name] for name in ("height", "width", "tokens", "padded")]
-        report.exact(f"schedules.{budget}.sizes", torch.tensor(made), torch.tensor(listed))
+        report.exact(f"schedules.{budget}.sizes", torch.tensor(sizes_made), torch.tensor(listed))
     return report
