@@ -32,6 +32,7 @@ EDITS = (
 )
 HELD_OUT_EDITS = {("firefighter.png", "make it a woman"), ("man-guard.png", "make it a woman")}
 QUESTION = "what is this?"
+LONGEST_ANSWER = 24
 COMMANDS = (
     'vargpt draw "a green heart" -o heart.png --seed 7',
     'vargpt chat examples/fox.png "what is this?"',
@@ -141,7 +142,7 @@ def draw_rows(pipeline: VargptPipeline) -> list[Row]:
 def read_picture(pipeline: VargptPipeline, examples: Path, record: dict[str, str]) -> Caption:
     """Ask what a sample picture shows."""
     picture = open_picture(examples / record["file_name"])
-    said = "".join(pipeline.chat([{"role": "user", "content": [picture, QUESTION]}]))
+    said = "".join(pipeline.chat([{"role": "user", "content": [picture, QUESTION]}], max_new_tokens=LONGEST_ANSWER))
     return Caption(picture, said, record["text"], record["part"] == "validation")
 
 
@@ -154,7 +155,7 @@ def change_picture(pipeline: VargptPipeline, path: Path, instruction: str) -> Ed
 
 def converse(pipeline: VargptPipeline) -> list[Turn]:
     """A conversation that draws a picture, is asked about it, and edits it."""
-    dialogue, turns = Dialogue(pipeline, seed=0), []
+    dialogue, turns = Dialogue(pipeline, seed=0, max_new_tokens=LONGEST_ANSWER), []
     for kind, words in (("draw", "blue circle"), ("say", QUESTION), ("edit", "make it red"), ("say", QUESTION)):
         turns.append(Turn("user", f"draw {words}" if kind == "draw" else words))
         if kind == "say":

@@ -34,6 +34,7 @@ p { margin: 4px 0 16px; color: var(--soft); max-width: 46em; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 14px; }
 .name { font-weight: 600; margin: 0 0 10px; color: var(--ink); }
 .strip { display: flex; gap: 10px; align-items: center; flex-wrap: wrap; }
+.strip figure { flex: 0 0 104px; }
 .strip .arrow { color: var(--soft); font-size: 20px; }
 figure { margin: 0; text-align: center; }
 figure img { width: 100%; max-width: 112px; aspect-ratio: auto; border-radius: 10px; background: #fff;
@@ -43,7 +44,7 @@ figcaption { font-size: 12.5px; color: var(--soft); margin-top: 5px; line-height
 .said { color: var(--ink); font-weight: 600; display: block; }
 .tag { display: inline-block; font-size: 11px; color: var(--accent); border: 1px solid currentColor;
   border-radius: 999px; padding: 0 7px; }
-.talk { display: flex; flex-direction: column; gap: 10px; max-width: 560px; }
+.talk { display: flex; flex-direction: column; gap: 10px; max-width: 640px; }
 .turn { border-radius: 16px; padding: 10px 14px; width: fit-content; max-width: 85%; border: 1px solid var(--line); }
 .turn.user { align-self: flex-end; background: var(--accent); color: var(--paper); border-color: transparent; }
 .turn.assistant { background: var(--card); }

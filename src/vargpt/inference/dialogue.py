@@ -141,7 +141,7 @@ class Dialogue:
                     answer.say(piece)
                     yield piece
                 text = TextStream(pipeline.processor.tokenizer)
-                image = pipeline.preview(event.canvas_1dhw)[0]
+                image = pipeline.to_output([event.image_3HW], "pil")[0]
                 picture = Drawn(image, self._count + len(drawn) + 1, self.seed, event.bits_Ld)
                 drawn.append(picture)
                 answer.parts.append(DrawPart())

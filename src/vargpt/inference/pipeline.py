@@ -202,13 +202,13 @@ class VargptPipeline:
         )
         if mask is not None:
             pixels = [composite(result, source, open_image(mask)) for result in pixels]
-        images = self._to_output(pixels, output_type)
+        images = self.to_output(pixels, output_type)
         return Pictures(images, [instruction] * len(seeds), seeds, settings)
 
     def preview(self, canvas_Idhw: Tensor) -> list[Image.Image]:
         """Decode unfinished pictures (the `canvas` of a step)."""
         with torch.no_grad():
-            return self._to_output([self.model.image_tokenizer.decode(row[None])[0] for row in canvas_Idhw], "pil")
+            return self.to_output([self.model.image_tokenizer.decode(row[None])[0] for row in canvas_Idhw], "pil")
 
     # Words ----------------------------------------------------------------------------------------------------------
 
@@ -323,7 +323,7 @@ class VargptPipeline:
         pixels = self._pixels(
             conversations, schedule, settings, seeds, negative_prompt, callback, output_type, batch_size
         )
-        return self._to_output(pixels, output_type)
+        return self.to_output(pixels, output_type)
 
     def _pixels(
         self,
@@ -361,7 +361,8 @@ class VargptPipeline:
                     done[first + event.sequence] = event.image_3HW
         return [done[index] for index in range(len(conversations) * len(seeds))]
 
-    def _to_output(self, pixels: Sequence[Tensor], output_type: OutputType) -> list[Any]:
+    def to_output(self, pixels: Sequence[Tensor], output_type: OutputType) -> list[Any]:
+        """Turn pixels [3, H, W] in [-1, 1] into what callers get."""
         return to_output(torch.stack(list(pixels)), output_type, self.model.behaviour.pixel_rounding)
 
 
