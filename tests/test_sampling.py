@@ -104,7 +104,7 @@ def test_settings_are_checked() -> None:
         Sampling(images_per_prompt=0)
     with pytest.raises(ValueError, match="temperatures must not be negative"):
         Sampling(temperature=[0.5, -1.0])
-    with pytest.raises(ValueError, match="3 .* got 2"):
+    with pytest.raises(ValueError, match=r"3 .* got 2"):
         Sampling(seeds=[1, 2]).seed_list(3)
     assert Sampling.paper().guidance_scale == 1.5
     assert Sampling.official().stop_after_image

@@ -25,7 +25,7 @@ def test_unknown_switch_names_the_nearest() -> None:
 
 
 def test_behaviour_survives_saving(tmp_path: Path) -> None:
-    config = tiny_config({"image_slot_multiple": 8})  # type: ignore[arg-type]
+    config = tiny_config({"image_slot_multiple": 8})
     config.save_pretrained(tmp_path)
     loaded = VargptConfig.from_pretrained(tmp_path)
     assert loaded.behaviour == config.behaviour

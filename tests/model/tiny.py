@@ -18,7 +18,7 @@ SCHEDULE = ScaleSchedule.from_template(1.0, 3, stride=2)  # 1x1, 2x2, 4x4: 21 to
 BITS = 6
 
 
-def tiny_config(behaviour: Behaviour | str = "vargpt") -> VargptConfig:
+def tiny_config(behaviour: Behaviour | dict | str = "vargpt") -> VargptConfig:
     """A backbone of width 32, a decoder of width 48 with 8 unconditional rows, 8x8 pixels."""
     backbone = Qwen2VLConfig(
         text_config={
@@ -43,7 +43,7 @@ def tiny_config(behaviour: Behaviour | str = "vargpt") -> VargptConfig:
     )
 
 
-def tiny_model(behaviour: Behaviour | str = "vargpt", seed: int = 0) -> VargptForConditionalGeneration:
+def tiny_model(behaviour: Behaviour | dict | str = "vargpt", seed: int = 0) -> VargptForConditionalGeneration:
     """A model in evaluation mode whose every parameter is random."""
     model = VargptForConditionalGeneration(tiny_config(behaviour)).eval()
     generator = torch.Generator().manual_seed(seed)
