@@ -44,7 +44,10 @@ class Goldens:
         path = self.folder / "config.json"
         if not path.is_file():
             raise ValueError(f"{self.folder} is no goldens folder: it has no config.json")
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no goldens config: it is not JSON") from error
         needed = ("hf_config", "decoder", "vae")
         if not isinstance(settings, dict) or not all(isinstance(settings.get(name), dict) for name in needed):
             raise ValueError(f"{path} is no goldens config: expected the sections {', '.join(needed)}")
