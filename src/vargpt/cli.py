@@ -40,6 +40,9 @@ SizeOption = Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT in 
 GuidanceOption = Annotated[str | None, typer.Option("--guidance", help="Guidance: a number, or one per scale: 4,3,2.")]
 TemperatureOption = Annotated[str | None, typer.Option("--temperature", help="A number, or one per scale; 0: no dice.")]
 TopPOption = Annotated[float | None, typer.Option("--top-p", help="Never draw a bit value less likely than 1 - top_p.")]
+PresetOption = Annotated[
+    str | None, typer.Option("--preset", help="Behaviour: official or vargpt. [default: as the weights were trained]")
+]
 NegativeOption = Annotated[str | None, typer.Option("--negative", help="What the picture should not be.")]
 PreviewsOption = Annotated[
     Path | None, typer.Option("--previews", help="Folder for a PNG after every scale.", file_okay=True)
@@ -58,7 +61,11 @@ def draw(
     guidance: GuidanceOption = None,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
-    negative: NegativeOption = None,
+    negative: PresetOption = Annotated[
+    str | None, typer.Option("--preset", help="Behaviour: official or vargpt. [default: as the weights were trained]")
+]
+NegativeOption = None,
+    preset: PresetOption = None,
     model: ModelOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -67,7 +74,7 @@ def draw(
     from vargpt.commands import pictures
 
     options = PictureOptions(
-        output, count, seed, aspect, size, guidance, temperature, top_p, negative, previews, model, dtype, device
+        output, count, seed, aspect, size, guidance, temperature, top_p, negative, previews, preset, model, dtype, device
     )
     pictures.draw(prompt, options)
 
@@ -85,6 +92,7 @@ def edit(
     guidance: GuidanceOption = None,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
+    preset: PresetOption = None,
     model: ModelOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -93,7 +101,7 @@ def edit(
     from vargpt.commands import pictures
 
     options = PictureOptions(
-        output, count, seed, aspect, size, guidance, temperature, top_p, None, previews, model, dtype, device
+        output, count, seed, aspect, size, guidance, temperature, top_p, None, previews, preset, model, dtype, device
     )
     pictures.edit(picture, instruction, options)
 
@@ -145,13 +153,18 @@ def train(
     data: Annotated[Path, typer.Option("--data", help="Folder of images with metadata.jsonl.")],
     out: Annotated[Path | None, typer.Option("--out", help="Where checkpoints go. [default: runs/RECIPE]")] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Change one entry: --set stages.0.steps=100. Repeatable.")
+        list[str] | None, typer.Option("--set", help="Change one entry: --set stages.0.loop.steps=100. Repeatable.")
+    ] = None,
+    stages: Annotated[str | None, typer.Option("--stages", help="Only these, by name: tokenizer,sft.")] = None,
+    time_limit: Annotated[
+        str | None, typer.Option("--time-limit", help="Save and stop after this long: 90s, 45m, 8h or 1:30:00.")
     ] = None,
 ) -> None:
-    """Train from scratch, or go on where the same command was stopped."""
+    """Train from scratch, or go on where the same command was stopped. Stopped and saved: exit status 3."""
     from vargpt.commands import training
 
-    training.train(recipe, data, out if out is not None else Path("runs") / recipe.stem, overrides or [])
+    output = out if out is not None else Path("runs") / recipe.stem
+    raise typer.Exit(training.train(recipe, data, output, overrides or [], stages, time_limit))
 
 
 @app.command(name="eval")

@@ -122,6 +122,8 @@ REQUESTS = {
     "previews file": (["draw", "fox", "--previews", "{fox}"], "is a file"),
     "device": (["draw", "fox", "--device", "abacus"], "abacus"),
     "dtype": (["draw", "fox", "--dtype", "float1"], "float1"),
+    "preset": (["draw", "fox", "--preset", "mine"], "unknown behaviour preset"),
+    "negative on official": (["draw", "fox", "--preset", "official", "--negative", "cat"], "negative prompt"),
     "negative seed": (["draw", "fox", "--seed", "-1"], "seed"),
     "recipe": (["train", "nothing.yaml", "--data", "{here}"], "no such recipe"),
     "goldens": (["verify", "{here}"], "{here}"),

@@ -57,7 +57,7 @@ def find_model(name: str | None) -> str:
     return chosen
 
 
-def load_pipeline(name: str | None, dtype: str | None, device: str | None) -> VargptPipeline:
+def load_pipeline(name: str | None, dtype: str | None, device: str | None, preset: str | None = None) -> VargptPipeline:
     """Load a model and its processor, saying so on stderr."""
     folder = find_model(name)
     status = StatusLine()
@@ -65,7 +65,7 @@ def load_pipeline(name: str | None, dtype: str | None, device: str | None) -> Va
     from vargpt.inference.pipeline import VargptPipeline
 
     try:
-        pipeline = VargptPipeline.from_pretrained(folder, dtype=dtype, device=device)
+        pipeline = VargptPipeline.from_pretrained(folder, dtype=dtype, device=device, behaviour=preset)
     finally:
         status.clear()
     choose_threads(pipeline)

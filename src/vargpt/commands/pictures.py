@@ -35,6 +35,7 @@ class PictureOptions:
     top_p: float | None = None
     negative: str | None = None
     previews: Path | None = None
+    preset: str | None = None
     model: str | None = None
     dtype: str | None = None
     device: str | None = None
@@ -74,7 +75,7 @@ def draw(prompt: str, options: PictureOptions) -> None:
     """Draw pictures of a prompt and write them as PNG."""
     words = require_words(prompt, "prompt")
     options.check()
-    pipeline = load_pipeline(options.model, options.dtype, options.device)
+    pipeline = load_pipeline(options.model, options.dtype, options.device, options.preset)
     reporter = ScaleReporter(options)
     pictures = pipeline.draw(words, callback_on_step_end=reporter, **options.arguments())
     write_pictures(pictures, pipeline, options, reporter, {"prompt": words})
@@ -85,7 +86,7 @@ def edit(source: Path, instruction: str, options: PictureOptions) -> None:
     words = require_words(instruction, "instruction")
     picture = open_picture(source)
     options.check()
-    pipeline = load_pipeline(options.model, options.dtype, options.device)
+    pipeline = load_pipeline(options.model, options.dtype, options.device, options.preset)
     reporter = ScaleReporter(options)
     pictures = pipeline.edit(picture, words, callback_on_step_end=reporter, **options.arguments())
     write_pictures(pictures, pipeline, options, reporter, {"prompt": words, "source": source.name})

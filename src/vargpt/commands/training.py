@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 
+STOPPED = 3
+"""Exit status of a run that was asked to stop and has saved: the same command goes on."""
+_UNITS = {"s": 1, "m": 60, "h": 3600}
 
-def train(recipe: Path, data: Path, output: Path, overrides: list[str]) -> None:
-    """Train all stages of a recipe; the folder of the finished model is printed on stdout."""
+
+def train(
+    recipe: Path, data: Path, output: Path, overrides: list[str], stages: str | None, time_limit: str | None
+) -> int:
+    """Train the stages of a recipe; the folder of the finished model is printed on stdout. Return the exit status."""
     if not recipe.is_file():
         raise ValueError(f"{recipe}: no such recipe; the bundled one is recipes/emoji-small.yaml")
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output}: is a file, expected a folder for checkpoints")
+    seconds = None if time_limit is None else parse_duration(time_limit)
+    names = [] if stages is None else [name.strip() for name in stages.split(",") if name.strip()]
+    if stages is not None and not names:
+        raise ValueError("--stages is empty: name stages of the recipe, as in --stages tokenizer,sft")
     from vargpt.training.run import train as run
+    from vargpt.training.trainer import TimeLimitReached
 
-    print(run(recipe, data, output, overrides))
+    try:
+        print(run(recipe, data, output, overrides, names, seconds))
+    except TimeLimitReached as stopped:
+        print(f"vargpt: {stopped}", file=sys.stderr)
+        return STOPPED
+    return 0
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `90s`, `45m`, `1.5h`, a plain number of seconds, or h:mm:ss.
+
+    Raises:
+        ValueError: for anything else, and for nothing at all.
+    """
+    plain = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    clock = re.fullmatch(r"(\d+):([0-5]\d):([0-5]\d)", text.strip())
+    if plain:
+        seconds = float(plain[1]) * _UNITS[plain[2] or "s"]
+    elif clock:
+        seconds = 3600.0 * int(clock[1]) + 60 * int(clock[2]) + int(clock[3])
+    else:
+        seconds = 0.0
+    if seconds <= 0:
+        raise ValueError(f"--time-limit: expected a duration such as 90s, 45m, 8h or 1:30:00, got {text!r}")
+    return seconds
