@@ -61,10 +61,7 @@ def draw(
     guidance: GuidanceOption = None,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
-    negative: PresetOption = Annotated[
-    str | None, typer.Option("--preset", help="Behaviour: official or vargpt. [default: as the weights were trained]")
-]
-NegativeOption = None,
+    negative: NegativeOption = None,
     preset: PresetOption = None,
     model: ModelOption = None,
     dtype: DtypeOption = None,
@@ -74,7 +71,20 @@ NegativeOption = None,
     from vargpt.commands import pictures
 
     options = PictureOptions(
-        output, count, seed, aspect, size, guidance, temperature, top_p, negative, previews, preset, model, dtype, device
+        output,
+        count=count,
+        seed=seed,
+        aspect=aspect,
+        size=size,
+        guidance=guidance,
+        temperature=temperature,
+        top_p=top_p,
+        negative=negative,
+        previews=previews,
+        preset=preset,
+        model=model,
+        dtype=dtype,
+        device=device,
     )
     pictures.draw(prompt, options)
 
@@ -101,7 +111,19 @@ def edit(
     from vargpt.commands import pictures
 
     options = PictureOptions(
-        output, count, seed, aspect, size, guidance, temperature, top_p, None, previews, preset, model, dtype, device
+        output,
+        count=count,
+        seed=seed,
+        aspect=aspect,
+        size=size,
+        guidance=guidance,
+        temperature=temperature,
+        top_p=top_p,
+        previews=previews,
+        preset=preset,
+        model=model,
+        dtype=dtype,
+        device=device,
     )
     pictures.edit(picture, instruction, options)
 
