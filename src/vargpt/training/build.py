@@ -31,6 +31,7 @@ def build_processor(recipe: Recipe, folder: ImageFolder) -> VargptProcessor:
         patch_size=recipe.model.vision.patch_size,
         min_pixels=area,
         max_pixels=area,
+        behaviour=recipe.model.preset,
         system_prompt=recipe.text_tokenizer.system_prompt,
     )
 
@@ -83,7 +84,7 @@ def build_model(recipe: Recipe, processor: VargptProcessor) -> VargptForConditio
 
 
 def set_trainable(model: VargptForConditionalGeneration, preset: TrainablePreset) -> None:
-    """Mark the parameters of a named set as trainable and freeze the rest (spec 9.1); the tokenizer is always frozen."""
+    """Make a named set of parameters trainable and freeze the rest (spec 9.1), the image tokenizer always."""
     prefixes = {
         "projectors": ("in_projector.", "out_projector."),
         "understanding": ("backbone.", "lm_head."),

@@ -132,7 +132,10 @@ class ConversationsTask:
         self._images = folder.split_images("train")
         self._edits = folder.split_edits("train")
         if self._counts["edit"] and not self._edits:
-            raise ValueError("the recipe's mixture has edits but the folder has no edits.jsonl; set mixture.edit to 0")
+            raise ValueError(
+                f"stage {stage.name} has a share of edits ({stage.mixture.edit:g}) but the data has no edit pair to "
+                f"train on: write edits.jsonl, or set mixture.edit to 0"
+            )
         self._order = {
             task: SampleOrder(len(self._edits if task == "edit" else self._images), seed * 31 + number)
             for number, task in enumerate(TASKS)
@@ -169,10 +172,11 @@ class ConversationsTask:
             drawn = edit.target
             source = self._cache.patches(edit.source)
             conversation = edit_conversation(source, None, edit.instruction, chance, variety)
-        if chance.random() < self._stage.guidance_drop:
+        drop = chance.random() < self._stage.guidance_drop
+        if drop and self.module.behaviour.guidance_dropout == "conversation":
             encoded = self._processor.encode_prompt_free(conversation, self._schedule)
         else:
-            encoded = self._processor.encode(conversation, self._schedule)
+            encoded = self._processor.encode(conversation, self._schedule, drop_start=drop)
         return Example(encoded, (drawn,))
 
     def _collate(self, examples: list[Example], generator: torch.Generator | None) -> ModelInputs:
@@ -183,9 +187,7 @@ class ConversationsTask:
         tokenizer = self.module.image_tokenizer
         flips = None
         if generator is not None:
-            flips = draw_flips(
-                len(drawn), self._schedule, tokenizer.config.bits, self._stage.flip_strength, generator
-            )
+            flips = draw_flips(len(drawn), self._schedule, tokenizer.config.bits, self._stage.flip_strength, generator)
         bits = tokenizer.quantize(self._cache.latents(drawn), self._schedule, flips)
         return replace(inputs, labels_ILd=bits.labels_BLd, next_inputs_IMd=bits.next_inputs_BMd)
 

@@ -7,14 +7,18 @@ results), and a key that the schema does not know is refused with the nearest na
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vargpt.image_tokenizer.training_loss import TokenizerLossWeights
 from vargpt.training.trainer import LoopSettings
+
+StageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+"""Lower-case letters, digits, - and _: it is the name of a folder."""
 
 
 class _Section(BaseModel):
@@ -126,7 +130,7 @@ class TokenizerStage(_Section):
     """Train the image tokenizer on the folder's images."""
 
     kind: Literal["tokenizer"]
-    name: str = "tokenizer"
+    name: StageName = "tokenizer"
     loop: LoopSection
     trainable: Literal["all", "decoder"] = "all"
     loss: TokenizerLossSection = TokenizerLossSection()
@@ -145,12 +149,18 @@ class Mixture(_Section):
     caption: float = Field(0.3, ge=0)
     edit: float = Field(0.25, ge=0)
 
+    @model_validator(mode="after")
+    def _something_to_train(self) -> Self:
+        if self.draw + self.caption + self.edit <= 0:
+            raise ValueError("a mixture needs a share above 0 for draw, caption or edit")
+        return self
+
 
 class SftStage(_Section):
     """Supervised fine-tuning of the unified model on drawing, captioning and editing conversations."""
 
     kind: Literal["sft"]
-    name: str = "sft"
+    name: StageName = "sft"
     loop: LoopSection
     trainable: TrainablePreset = "all"
     mixture: Mixture = Mixture()
@@ -168,7 +178,7 @@ class Recipe(_Section):
 
     name: str
     description: str = ""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     validation_fraction: float = Field(0.05, ge=0, lt=1)
     schedule: ScheduleSection = ScheduleSection()
     text_tokenizer: TextTokenizerSection = TextTokenizerSection()
@@ -188,7 +198,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ValueError(f"{path}: cannot read this recipe ({error.strerror})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: a recipe is a mapping with `name` and `stages`, got {type(data).__name__}")
@@ -199,20 +209,26 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     except ValidationError as error:
         raise ValueError(f"{path}: {_explain(error)}") from error
     names = [stage.name for stage in recipe.stages]
-    if len(set(names)) != len(names):
-        raise ValueError(f"{path}: stage names must differ, got {names}")
+    if len(set(names)) != len(names) or "model" in names:
+        raise ValueError(f"{path}: stage names must differ and none may be 'model' (the result's folder), got {names}")
     return recipe
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved recipe."""
-    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    """Write the resolved recipe atomically."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    os.replace(partial, path)
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
+    key, separator, text = override.partition("=")
     if not separator or not key:
         raise ValueError(f"override {override!r}: expected KEY=VALUE such as stages.0.loop.steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override {override!r}: the value is not YAML") from error
     target: Any = data
     *parents, last = key.split(".")
     for part in parents:
@@ -223,40 +239,48 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         else:
             raise ValueError(f"override {override!r}: {part!r} is not inside a mapping or a list")
     if isinstance(target, list):
-        target[_list_index(target, last, override)] = yaml.safe_load(value)
+        target[_list_index(target, last, override)] = value
     elif isinstance(target, dict):
-        target[last] = yaml.safe_load(value)
+        target[last] = value
     else:
         raise ValueError(f"override {override!r}: {last!r} is not inside a mapping or a list")
 
 
 def _list_index(items: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
+    if not part.isdecimal() or int(part) >= len(items):
         raise ValueError(f"override {override!r}: expected an index 0..{len(items) - 1}, got {part!r}")
     return int(part)
 
 
-def _known_names(model: type[BaseModel]) -> set[str]:
-    names = set(model.model_fields)
-    for subclass in (*model.__subclasses__(), *_SECTIONS):
-        names |= set(subclass.model_fields)
-    return names
-
-
-_SECTIONS: tuple[type[BaseModel], ...] = (
-    Recipe, ScheduleSection, TextTokenizerSection, ModelSection, ImageTokenizerSection, VisionSection,
-    BackboneSection, DecoderSection, LoopSection, TokenizerLossSection, TokenizerStage, SftStage, Mixture,
-)  # fmt: skip
-
-
 def _explain(error: ValidationError) -> str:
+    """All that is wrong, each with its place as `--set` would write it."""
     messages = []
     for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"])
+        place, section = _locate(item["loc"])
         if item["type"] == "extra_forbidden":
-            name = str(item["loc"][-1])
-            near = difflib.get_close_matches(name, sorted(_known_names(Recipe)), n=1, cutoff=0.5)
-            messages.append(f"unknown key {place!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            near = difflib.get_close_matches(str(item["loc"][-1]), sorted(section.model_fields), n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(section.model_fields)}"
+            messages.append(f"unknown key {place!r}; {hint}")
+        elif item["type"] == "missing":
+            messages.append(f"{place!r} is missing")
         else:
-            messages.append(f"{place}: {item['msg']}, got {item['input']!r}"[:300])
+            messages.append(f"{place}: {item['msg'].removeprefix('Value error, ')}, got {item['input']!r}"[:300])
     return "; ".join(messages)
+
+
+def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:
+    """A pydantic location as a dotted path, and the innermost section that it passes through."""
+    section: type[BaseModel] = Recipe
+    place: list[str] = []
+    for part in loc:
+        if part in _STAGE_KINDS and place and place[-1].isdecimal():
+            section = _STAGE_KINDS[str(part)]  # the tag of the union, which is no part of the path
+            continue
+        place.append(str(part))
+        field = section.model_fields.get(str(part))
+        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            section = field.annotation
+    return ".".join(place), section
+
+
+_STAGE_KINDS: dict[str, type[BaseModel]] = {"tokenizer": TokenizerStage, "sft": SftStage}

@@ -7,11 +7,12 @@ Shapes: `images_B3HW` in [-1, 1].
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from vargpt.data.folder import ImageFolder
+from vargpt.data.folder import ImageFolder, Part
 from vargpt.image_tokenizer.tokenizer import ImageTokenizer
 from vargpt.image_tokenizer.training_loss import tokenizer_loss
 from vargpt.processing.images import target_pixels
@@ -41,7 +42,7 @@ class SampleOrder:
 
     def __init__(self, count: int, seed: int) -> None:
         if count < 1:
-            raise ValueError("there is nothing to sample from: the training part of the data is empty")
+            raise ValueError("there is nothing to sample from: the training part of the data is empty; add pictures")
         self._count, self._seed = count, seed
         self._cache: tuple[int, Tensor] | None = None
 
@@ -65,9 +66,20 @@ class TokenizerTask:
     ) -> None:
         self.module = tokenizer
         self._schedule, self._stage, self._seed = schedule, stage, seed
-        self._train = load_targets(folder, [r.file_name for r in folder.split_images("train")], schedule)
-        self._validation = load_targets(folder, [r.file_name for r in folder.split_images("validation")], schedule)
-        self._order = SampleOrder(len(self._train), seed)
+        self._folder = folder
+        self._order = SampleOrder(len(folder.split_images("train")), seed)
+
+    @cached_property
+    def _train(self) -> Tensor:
+        """Read when the first batch is made: a finished stage needs no picture."""
+        return self._load("train")
+
+    @cached_property
+    def _validation(self) -> Tensor:
+        return self._load("validation")
+
+    def _load(self, part: Part) -> Tensor:
+        return load_targets(self._folder, [r.file_name for r in self._folder.split_images(part)], self._schedule)
 
     def batch(self, step: int) -> Tensor:
         """Augmented images of a step."""

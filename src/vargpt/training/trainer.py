@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,10 @@ BatchT = TypeVar("BatchT")
 class Task(Protocol[BatchT]):
     """What a stage trains: the module, its batches and its loss."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module:
+        """What is trained: the parameters that require a gradient."""
+        ...
 
     def batch(self, step: int) -> BatchT:
         """Return the batch of a step; a pure function of the step."""
@@ -46,7 +50,7 @@ class Task(Protocol[BatchT]):
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Hyper-parameters of one stage. Intervals: `log_every`, `evaluate_every` in steps, `checkpoint_every` in seconds."""
+    """Hyper-parameters of one stage; `log_every` and `evaluate_every` in steps, `checkpoint_every` in seconds."""
 
     steps: int
     batch_size: int
@@ -64,31 +68,46 @@ class LoopSettings:
 
 
 class TimeLimitReached(Exception):
-    """The run was asked to stop (time limit or SIGTERM) and has saved a checkpoint."""
+    """The run was asked to stop (time limit, SIGTERM or Ctrl-C) and has saved a checkpoint."""
 
 
-class _StopRequest:
-    """Turns SIGTERM into a flag, so that the loop saves before it ends."""
+class StopRequest:
+    """A wish to stop, by the clock or by a signal: the loop saves a checkpoint before it ends.
 
-    def __init__(self, deadline: float | None) -> None:
-        self._deadline = deadline
-        self._signalled = False
+    Args:
+        time_limit: seconds from now; None for no limit.
+    """
+
+    def __init__(self, time_limit: float | None = None) -> None:
+        self._deadline = None if time_limit is None else time.monotonic() + time_limit
+        self.signal: str | None = None
+        """Name of the signal that came, or None."""
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            self._signalled = True
+        """Listen to SIGTERM and SIGINT; a second Ctrl-C ends at once. Only the main thread can listen."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
 
-        before = signal.signal(signal.SIGTERM, on_signal)
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if self.signal is not None and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.signal = signal.Signals(number).name
+            print(f"{self.signal}: saving a checkpoint after this step", file=sys.stderr, flush=True)
+
+        before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     @property
     def reason(self) -> str | None:
-        if self._signalled:
-            return "SIGTERM"
+        """Why to stop, or None."""
+        if self.signal is not None:
+            return self.signal
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return "the time limit"
         return None
@@ -105,12 +124,25 @@ def learning_rate_at(step: int, settings: LoopSettings) -> float:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split trainable parameters: matrices and kernels decay; vectors, gains, embeddings and gates do not."""
-    decayed, plain = [], []
+    """Split trainable parameters: those of two or more axes decay, but for all whose name says `embed`.
+
+    Hence matrices and kernels decay; biases, gains and the embeddings of tokens, patches, words and levels do not.
+    """
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim >= 2 and "embed" not in name else plain).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def set_training_mode(module: nn.Module) -> None:
+    """Training mode for all that is trained; evaluation mode (no stochastic depth) for modules that are frozen."""
+    module.train()
+    for child in module.modules():
+        parameters = list(child.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            child.eval()
 
 
 class Trainer(Generic[BatchT]):
@@ -124,35 +156,31 @@ class Trainer(Generic[BatchT]):
             lr=settings.learning_rate, betas=settings.betas, fused=True,
         )  # fmt: skip
 
-    def run(self, time_limit: float | None = None) -> None:
-        """Train to the end of the stage.
-
-        Args:
-            time_limit: seconds after which to save and stop; None for no limit.
+    def run(self, stop: StopRequest | None = None) -> None:
+        """Train to the end of the stage, or at least one step where `stop` asks for an end.
 
         Raises:
-            TimeLimitReached: after a checkpoint was saved because of the limit or SIGTERM.
-            RuntimeError: if the loss is not finite.
+            TimeLimitReached: after a checkpoint was saved because of `stop`; not at the end of the stage.
+            RuntimeError: if the loss or a gradient is not finite, or a checkpoint cannot be written.
         """
+        stop = stop or StopRequest()
         step = self.restore()
-        stop = _StopRequest(None if time_limit is None else time.monotonic() + time_limit)
         journal = Journal(self._directory, self._name, self._settings.steps, step)
         last_save = time.monotonic()
-        with stop.installed():
-            while step < self._settings.steps:
-                metrics = self._step(step)
-                step += 1
-                done = step == self._settings.steps
-                if step % self._settings.log_every == 0 or done:
-                    journal.record(step, self._finite(step, metrics), self._settings.batch_size)
-                if step % self._settings.evaluate_every == 0 or done:
-                    self._evaluate(journal, step)
-                reason = stop.reason
-                if done or reason or time.monotonic() - last_save >= self._settings.checkpoint_every:
-                    self._save(step)
-                    last_save = time.monotonic()
-                if reason and not done:
-                    raise TimeLimitReached(f"{self._name}: stopped by {reason} after step {step}; run again to go on")
+        while step < self._settings.steps:
+            metrics = self._step(step)
+            step += 1
+            done = step == self._settings.steps
+            if step % self._settings.log_every == 0 or done:
+                journal.record(step, self._values(step, metrics), self._settings.batch_size)
+            if step % self._settings.evaluate_every == 0 or done:
+                self._evaluate(journal, step)
+            reason = stop.reason
+            if done or reason or time.monotonic() - last_save >= self._settings.checkpoint_every:
+                self._save(step)
+                last_save = time.monotonic()
+            if reason and not done:
+                raise TimeLimitReached(f"{self._name}: stopped by {reason} after step {step}; run again to go on")
 
     def _step(self, step: int) -> dict[str, Tensor]:
         settings = self._settings
@@ -165,25 +193,29 @@ class Trainer(Generic[BatchT]):
             loss, metrics = self._task.loss(batch)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
+        self._require_finite(step + 1, loss.detach(), norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return {"loss": loss.detach(), **metrics, "grad_norm": norm}
 
-    def _finite(self, step: int, metrics: dict[str, Tensor]) -> dict[str, float]:
-        values = {name: float(value) for name, value in metrics.items()}
-        values["learning_rate"] = learning_rate_at(step - 1, self._settings)
-        if not math.isfinite(values["loss"]):
+    def _require_finite(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        """Stop before the weights are touched: a checkpoint never holds what a broken step made."""
+        if not math.isfinite(float(loss + norm)):
             raise RuntimeError(
-                f"{self._name}: the loss is {values['loss']} at step {step}; the last checkpoint is untouched. "
-                f"Lower learning_rate (now {self._settings.learning_rate}) or look at the data of this step"
+                f"{self._name}: the loss is {float(loss):g} and the gradient norm {float(norm):g} at step {step}; "
+                f"weights and checkpoints are untouched. Lower learning_rate (now {self._settings.learning_rate:g}) "
+                f"or look at the data of this step"
             )
-        return values
+
+    def _values(self, step: int, metrics: dict[str, Tensor]) -> dict[str, float]:
+        values = {name: float(value) for name, value in metrics.items()}
+        return {**values, "learning_rate": learning_rate_at(step - 1, self._settings)}
 
     def _evaluate(self, journal: Journal, step: int) -> None:
         self._task.module.eval()
         with torch.no_grad():
             values = self._task.evaluate()
-        self._task.module.train()
+        set_training_mode(self._task.module)
         if values:
             journal.record(step, {f"validation/{name}": value for name, value in values.items()}, 1)
         plot_curves(self._directory)
@@ -194,7 +226,7 @@ class Trainer(Generic[BatchT]):
 
     def restore(self) -> int:
         """Load the newest checkpoint of the stage, if any, into the module; return the step it stands at."""
-        self._task.module.train()
+        set_training_mode(self._task.module)
         saved = load_latest(self._directory)
         if saved is None:
             return 0
