@@ -12,7 +12,7 @@ import torch
 from checkpoint_helpers import official_tensors, small_config, write_official
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import vargpt
 from vargpt.checkpoint import pretrained, tensor_files
@@ -261,3 +261,12 @@ def test_bad_shard_sizes(size: int | str) -> None:
 def test_long_lists_are_folded() -> None:
     assert shorten([f"a.{i}.b" for i in range(40)] + ["c"]) == ["a.*.b (40 times)", "c"]
     assert shorten([chr(65 + i % 26) * (i + 1) for i in range(40)])[-1] == "and 10 more kinds of keys"
+
+
+def test_auto_processor(official_folder: Path, tmp_path: Path) -> None:
+    Model.from_pretrained(official_folder).save_pretrained(tmp_path / "ours")
+    processor = vargpt.VargptProcessor.train(["draw a red heart", "what is this?"], 300)
+    processor.save_pretrained(tmp_path / "ours")
+    again = AutoProcessor.from_pretrained(tmp_path / "ours")
+    assert type(again) is vargpt.VargptProcessor
+    assert again.special == processor.special

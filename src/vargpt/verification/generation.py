@@ -17,7 +17,7 @@ from vargpt.model import VargptForConditionalGeneration
 from vargpt.model.events import ImageDone, ScaleDone, ScaleTrace, TextDelta
 from vargpt.sampling import Sampling, likelier_bits, pixels_to_uint8
 from vargpt.scales import ScaleSchedule
-from vargpt.verification.compare import BF16_LOGITS, CODES, GUIDED, HIDDEN, IMAGE, Report
+from vargpt.verification.compare import BF16_LOGITS, CODES, CONDITION, GUIDED, HIDDEN, IMAGE, Report
 from vargpt.verification.goldens import Goldens, Tensors, bfloat16_cross_attention
 from vargpt.verification.image_tokenizer import count_scales
 from vargpt.verification.patches import compare_patches, recorded_positions
@@ -165,10 +165,14 @@ def _compare_prefix(
 
 def _compare_known(report: Report, values: Tensors, recorded: Tensors) -> None:
     for name, value in values.items():
-        if name in recorded and recorded[name].dtype.is_floating_point:
-            report.close(name, value, recorded[name], GUIDED if name.endswith("guided_logits") else HIDDEN)
-        elif name in recorded:
+        if name not in recorded:
+            continue
+        if not recorded[name].dtype.is_floating_point:
             report.exact(name, value, recorded[name])
+        elif name == "cond_BD":
+            report.close(name, value, recorded[name], CONDITION, CONDITION)
+        else:
+            report.close(name, value, recorded[name], GUIDED if name.endswith("guided_logits") else HIDDEN)
 
 
 def _compare_scale(report: Report, recorded: Tensors, trace: ScaleTrace, scale: int, choice: bool) -> None:

@@ -19,7 +19,7 @@ from vargpt.model import VargptForConditionalGeneration, VargptOutput
 from vargpt.model.rope2d import rotary_table
 from vargpt.processing.positions import sequential_positions
 from vargpt.scales import NUM_TEMPLATE_SCALES, ScaleSchedule
-from vargpt.verification.compare import BF16_LOGITS, CODES, HIDDEN, ROPE, Report
+from vargpt.verification.compare import BF16_LOGITS, CODES, CONDITION, HIDDEN, ROPE, Report
 from vargpt.verification.goldens import Goldens, Tensors, bfloat16_cross_attention, pixels
 from vargpt.verification.image_tokenizer import flips_from
 from vargpt.verification.patches import compare_patches, recorded_positions
@@ -199,6 +199,8 @@ def compare_values(report: Report, values: Tensors, recorded: Tensors, prefix: s
             report.close(name, value, wanted, BF16_LOGITS if value.ndim else 1e-3)
         elif match["base"].endswith("_loss"):
             report.close(name, value, wanted, 0.0, LOSS)
+        elif match["base"] == "cond_BD":
+            report.close(name, value, wanted, CONDITION, CONDITION)
         elif match["base"] in ("x_BLC_wo_prefix", "rope2d_cos_sin"):
             limit = CODES if match["base"] == "x_BLC_wo_prefix" else ROPE
             report.close(name, value, wanted, limit, limit)
