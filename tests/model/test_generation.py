@@ -305,6 +305,37 @@ def test_a_negative_prompt_acts_and_its_absence_is_explained() -> None:
         next(model.generate(prompt, GUIDED, schedule=SCHEDULE, unconditional=PROMPT_FREE))
 
 
+def test_unconditional_conversations_may_be_given_per_prompt_and_may_read_images() -> None:
+    model = tiny_model()
+    rows = prompts([random_tokens(7, 1), random_tokens(4, 2)])
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.randn(16, 96, generator=generator)  # one 4x4 grid of patches makes four features
+    reading = replace(prompts([[9, 5, 5, 5, 5, 9]]), pixel_values=patches, image_grid_thw=torch.tensor([[1, 4, 4]]))
+    twice = replace(
+        prompts([[9, 5, 5, 5, 5, 9], [9, 5, 5, 5, 5, 9]]),
+        pixel_values=torch.cat([patches, -patches]),
+        image_grid_thw=torch.tensor([[1, 4, 4], [1, 4, 4]]),
+    )
+    bits = forced_bits(random_bits(4))
+    settings = replace(GUIDED, images_per_prompt=2)
+    shared = generate(model, rows, settings, unconditional=reading, bit_sampler=bits)
+    each = generate(model, rows, settings, unconditional=twice, bit_sampler=bits)
+    for sequence in (0, 1):  # both images of the first prompt
+        assert close(raw_logits(each, sequence, branch=1), raw_logits(shared, sequence, branch=1))
+    for sequence in (2, 3):  # the second prompt's own picture differs
+        assert not close(raw_logits(each, sequence, branch=1), raw_logits(shared, sequence, branch=1))
+
+
+@pytest.mark.parametrize("preset", ["vargpt", "official"])
+def test_bfloat16_generates(preset: str) -> None:
+    model = tiny_model(preset).to(torch.bfloat16)
+    events = generate(model, prompts([random_tokens(7, 1), random_tokens(3, 2)]), GUIDED)
+    assert all(torch.isfinite(done[0].image_3HW).all() for done in images(events).values())
+    assert events[-1].token_ids[-1] == END  # type: ignore[union-attr]
+    strays = [done[0].stray_token_id is None for done in images(events).values()]
+    assert strays == [preset == "vargpt"] * 2
+
+
 def test_image_positions_differ_only_after_prompts_with_a_rope_delta() -> None:
     model = tiny_model()
     bits = forced_bits(random_bits(1))

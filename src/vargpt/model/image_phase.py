@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vargpt.inputs import ModelInputs
-from vargpt.model.backbone import causal_mask, embed_tokens, run_language_model
+from vargpt.model.backbone import causal_mask, run_language_model
 from vargpt.model.cache import DecoderCache
 from vargpt.model.events import BitSampler, CallTrace, ImageDone, ImageTrace, ScaleDone, ScaleTrace
 from vargpt.model.history import History
@@ -51,6 +51,7 @@ class ImagePhase:
         sampling: Sampling,
         bit_sampler: BitSampler,
         unconditional: ModelInputs | None,
+        unconditional_rows: list[int],
         trace: bool,
     ) -> None:
         self.model, self.history, self.requests, self.schedule = model, history, requests, schedule
@@ -67,7 +68,7 @@ class ImagePhase:
         start = history.valid_RS.shape[1] - 1
         contexts = [self._context(history)]
         if self.branches == 2:
-            contexts.append(self._unconditional_context(contexts[0][1], unconditional))
+            contexts.append(self._unconditional_context(contexts[0][1], unconditional, unconditional_rows))
         self.contexts = contexts
         if model.behaviour.image_positions == "official":
             history.count_positions()
@@ -83,11 +84,13 @@ class ImagePhase:
         started = valid.long().cumsum(1) == valid.sum(1, keepdim=True)  # from the last real column on
         return self.model.out_projector(hidden), valid & ~started
 
-    def _unconditional_context(self, real_RP: Tensor, unconditional: ModelInputs | None) -> tuple[Tensor, Tensor]:
+    def _unconditional_context(
+        self, real_RP: Tensor, unconditional: ModelInputs | None, rows: list[int]
+    ) -> tuple[Tensor, Tensor]:
         """Return the context of the unconditional branch, starting its history where the behaviour has one."""
         behaviour = self.model.behaviour
         if "official" not in (behaviour.guidance_backbone, behaviour.guidance_context) or unconditional is not None:
-            history = self._start_unconditional(unconditional)
+            history = self._start_unconditional(unconditional, rows)
             if behaviour.guidance_backbone == "history":
                 self.unconditional_history = history
             if behaviour.guidance_context == "hidden":
@@ -97,8 +100,8 @@ class ImagePhase:
         index = (real_RP.long().cumsum(1) - 1).clamp(min=0) % table.shape[0]
         return table[index], real_RP
 
-    def _start_unconditional(self, unconditional: ModelInputs | None) -> History:
-        """Run the prompt-free conversation of every row and its own `<|image_gen_start|>`."""
+    def _start_unconditional(self, unconditional: ModelInputs | None, rows: list[int]) -> History:
+        """Run the prompt-free conversations and `<|image_gen_start|>`; row i of the result is `rows[i]` of them."""
         model = self.model
         if unconditional is None:
             raise ValueError(
@@ -106,13 +109,12 @@ class ImagePhase:
                 "made by the processor from conversation.without_prompt(), or set guidance_scale to 1"
             )
         history = History(model.backbone)
-        embeddings = embed_tokens(
-            model.backbone, unconditional.input_ids_BT, unconditional.pixel_values, unconditional.image_grid_thw
-        )
+        embeddings = model.embed_inputs(unconditional)
         history.prefill(embeddings, unconditional.attention_mask_BT, unconditional.position_ids_3BT)
-        start_id = torch.tensor([[model.config.image_gen_start_token_id]], device=self.device)
-        start = model.backbone.language_model.embed_tokens(start_id).expand(len(embeddings), -1, -1)
-        history.append(start, torch.ones(len(embeddings), dtype=torch.bool, device=self.device))
+        start_id = torch.full((len(embeddings), 1), model.config.image_gen_start_token_id, device=self.device)
+        everyone = torch.ones(len(embeddings), dtype=torch.bool, device=self.device)
+        history.append(model.get_input_embeddings()(start_id), everyone)
+        history.select(torch.tensor(rows, device=self.device))
         return history
 
     def _prepare_decoder(self) -> None:
