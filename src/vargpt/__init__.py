@@ -8,11 +8,21 @@ from __future__ import annotations
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from vargpt.configuration import Behaviour, VargptConfig, VargptOfficialConfig
+from vargpt.inference.dialogue import Dialogue
+from vargpt.inference.pipeline import VargptPipeline
 from vargpt.model import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
 from vargpt.scales import ScaleSchedule
 
-__all__ = ["Behaviour", "ScaleSchedule", "VargptConfig", "VargptForConditionalGeneration", "VargptProcessor"]
+__all__ = [
+    "Behaviour",
+    "Dialogue",
+    "ScaleSchedule",
+    "VargptConfig",
+    "VargptForConditionalGeneration",
+    "VargptPipeline",
+    "VargptProcessor",
+]
 __version__ = "0.1.0"
 
 for _config in (VargptConfig, VargptOfficialConfig):
