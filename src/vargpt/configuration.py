@@ -175,7 +175,7 @@ class VargptConfig(PreTrainedConfig):
     """
 
     model_type = "vargpt"
-    sub_configs_defaults: ClassVar[dict[str, Any]] = {
+    sub_configs: ClassVar[dict[str, Any]] = {
         "backbone": Qwen2VLConfig,
         "decoder": DecoderConfig,
         "image_tokenizer": ImageTokenizerConfig,
@@ -196,6 +196,10 @@ class VargptConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        for name, config_class in self.sub_configs.items():  # here, because transformers 5.17 leaves it to the class
+            value = getattr(self, name)
+            if not isinstance(value, PreTrainedConfig):
+                setattr(self, name, config_class(**(value or {})))
         super().__post_init__(**kwargs)
         self.behaviour = Behaviour.from_any(self.behaviour)
         ids = (self.image_gen_start_token_id, self.image_gen_end_token_id, self.image_gen_pad_token_id)
