@@ -45,6 +45,7 @@ _PHASE = "model/image_phase.py"
 
 MUTATIONS = (
     Mutation("4", "norm groups 32 → 16", _AUTOENCODER, "in (32, 24)", "in (16, 24)"),
+    Mutation("4", "norm groups 24 → 12 where 32 does not divide", _AUTOENCODER, "in (32, 24)", "in (32, 12)"),
     Mutation("4", "norm eps 1e-6 → 1e-5", _AUTOENCODER, "_NORM_EPS = 1e-6", "_NORM_EPS = 1e-5"),
     Mutation("4.2", "down-sampling pads left and top", _AUTOENCODER, "(0, 1, 0, 1)", "(1, 0, 1, 0)"),
     Mutation("4.2", "up-sampling nearest → bilinear", _AUTOENCODER, 'mode="nearest"', 'mode="bilinear"'),
@@ -67,6 +68,7 @@ MUTATIONS = (
     Mutation("5.4", "GELU exact instead of tanh", _BLOCKS, 'approximate="tanh"', 'approximate="none"'),
     Mutation("5.4", "drop path 0.1 → 0.2", "configuration.py", "drop_path_rate: float = 0.1", "drop_path_rate: float = 0.2"),
     Mutation("5.4", "drop path i/depth, not i/(depth-1)", _DECODER, "max(config.depth - 1, 1)", "max(config.depth, 1)"),
+    Mutation("5.4", "kept branches not scaled up", _BLOCKS, "(mask.to(values.dtype) / keep)", "mask.to(values.dtype)"),
     Mutation("5.5", "largest scale 100 → 50", _BLOCKS, "math.log(100.0)", "math.log(50.0)"),
     Mutation("5.5", "self-attention scale 1 → 1/√E", _BLOCKS, "attn_mask=mask, scale=1.0", "attn_mask=mask"),
     Mutation("5.5", "initial scale log 4 → log 8", "model/initialisation.py", "math.log(4.0)", "math.log(8.0)"),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vargpt.configuration import Behaviour, DecoderConfig, ImageTokenizerConfig, VargptConfig
+from vargpt.image_tokenizer.autoencoder import ResidualUnit
 from vargpt.image_tokenizer.bsq import bits_from_latent, codes_from_bits
 from vargpt.losses import preference_losses
 from vargpt.model import VargptForConditionalGeneration
@@ -27,7 +28,7 @@ from vargpt.verification.goldens import Goldens
 
 def _constants() -> dict[str, tuple[Any, Any]]:
     """Name -> (ours, the specification's)."""
-    sampling, paper = Sampling.official(), Sampling.paper()
+    sampling, paper, default = Sampling.official(), Sampling.paper(), Sampling()
     decoder, tokenizer, behaviour = DecoderConfig(), ImageTokenizerConfig(), Behaviour.official()
     sft = SftStage.model_fields
     return {
@@ -50,9 +51,13 @@ def _constants() -> dict[str, tuple[Any, Any]]:
         "5.5 largest attention scale": (math.exp(MAX_LOG_SCALE), 100.0),
         "6.1 slot multiple": (behaviour.image_slot_multiple, 128),
         "6.6 image loss weight": (VargptConfig().image_loss_weight, 3.0),
+        "6.6 image loss weight (recipes)": (sft["image_loss_weight"].default, 3.0),
         "7.3 guidance": (sampling.guidance_scale, 3.0),
         "7.3 temperature": (sampling.temperature, 0.5),
         "7.3 top-p": (sampling.top_p, 0.97),
+        "7.3 guidance (default)": (default.guidance_scale, 3.0),
+        "7.3 temperature (default)": (default.temperature, 0.5),
+        "7.3 top-p (default)": (default.top_p, 0.97),
         "7.3 guidance (paper)": (paper.guidance_scale, 1.5),
         "7.3 top-p (paper)": (paper.top_p, 0.95),
     }
@@ -65,7 +70,11 @@ def _formulas() -> dict[str, tuple[Tensor, Tensor]]:
     tall = ScaleSchedule.from_template(1.25, 7)
     chosen, rejected = torch.tensor([1.5]), torch.tensor([0.5])
     smoothed = 0.9 * math.log1p(math.exp(-0.1)) + 0.1 * math.log1p(math.exp(0.1))
+    groups = [ResidualUnit(width, width).norm1.num_groups for width in (64, 96, 48, 72)]
+    kept = DropPath(0.75).train()(torch.ones(64, 1)).unique()
     return {
+        "4 groups of the norms": (torch.tensor(groups, dtype=torch.float32), torch.tensor([32.0, 32, 24, 24])),
+        "5.4 kept branches are scaled up": (kept, torch.tensor([0.0, 4.0])),
         "4.3 code of 32 bits, normalised twice": (code, torch.tensor(0.17677671)),
         "4.3 bit of zero": (bits_from_latent(torch.zeros(1, 1, 1, 1)).sum(), torch.tensor(0.0)),
         "5.6 rows are rounded half to even": (
@@ -92,6 +101,8 @@ def _fresh(report: Report, goldens: Goldens) -> None:
     scales = torch.stack([block.get_parameter("self_attention.log_scale").detach() for block in decoder.blocks])
     report.close("5.11 attention scale", scales, torch.full_like(scales, math.log(4)), 0.0, 1e-6)
     std = torch.tensor(1.2 * width**-0.5)
+    start_std = torch.tensor((3 * width) ** -0.5)
+    report.close("5.11 start position", decoder.start_position.detach().std(), start_std, 0.0, 0.25)
     report.close("5.11 unconditional rows", decoder.unconditional.detach().std(), std, 0.0, 0.05)
     rates = torch.tensor([module.rate for module in decoder.modules() if isinstance(module, DropPath)])
     wanted = torch.tensor([0.1 * index / last for index in range(config.decoder.depth)])
@@ -117,7 +128,10 @@ def verify_settings(goldens: Goldens) -> Report:
         report.close(
             name, torch.tensor(ours, dtype=torch.float64), torch.tensor(wanted, dtype=torch.float64), 0.0, 1e-9
         )
-    for name, (made, literal) in _formulas().items():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        formulas = _formulas()
+    for name, (made, literal) in formulas.items():
         report.close(name, made, literal, 0.0, 3e-8 if name.startswith("4.3") else 1e-6)
     _fresh(report, goldens)
     for path, value in derived.items():
