@@ -44,6 +44,7 @@ def test_encoding_equals_sampling_with_the_same_bits():
         running, following = tokenizer.advance(running, labels[:, SCHEDULE.slice(k)], k, SCHEDULE)
         if following is not None:
             collected.append(following)
+    assert running is not None
     assert torch.equal(running, canvas) and torch.equal(torch.cat(collected, 1), inputs)
     assert torch.equal(tokenizer.canvas(labels, SCHEDULE), canvas)
 
@@ -98,7 +99,8 @@ def test_loss_gradients_reach_the_encoder_through_the_quantiser():
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(4)) * 2 - 1
     loss, parts = tokenizer_loss(tokenizer, images, SCHEDULE, TokenizerLossWeights(commitment=0, entropy=0))
     loss.backward()
-    assert tokenizer.encoder.conv_in.weight.grad.abs().sum() > 0
+    gradient = tokenizer.encoder.conv_in.weight.grad
+    assert gradient is not None and gradient.abs().sum() > 0
     assert parts["psnr"] > 0
 
 
