@@ -95,6 +95,7 @@ class LoopSection(_Section):
     """The loop of one stage; see `LoopSettings` for units."""
 
     steps: int = Field(gt=0)
+    stop_at: int | None = Field(None, gt=0)
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     warmup: float = Field(0.02, ge=0, le=1)
@@ -258,7 +259,7 @@ def _explain(error: ValidationError) -> str:
     for item in error.errors():
         place, section = _locate(item["loc"])
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(item["loc"][-1]), sorted(section.model_fields), n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(item["loc"][-1]), sorted(section.model_fields), n=1, cutoff=0.6)
             hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(section.model_fields)}"
             messages.append(f"unknown key {place!r}; {hint}")
         elif item["type"] == "missing":

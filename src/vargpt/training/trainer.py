@@ -50,7 +50,11 @@ class Task(Protocol[BatchT]):
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Hyper-parameters of one stage; `log_every` and `evaluate_every` in steps, `checkpoint_every` in seconds."""
+    """Hyper-parameters of one stage; `log_every` and `evaluate_every` in steps, `checkpoint_every` in seconds.
+
+    The learning rate is scheduled over `steps`. `stop_at` ends the stage before that, at a rate that is still high,
+    where a following stage goes on with the same weights.
+    """
 
     steps: int
     batch_size: int
@@ -64,7 +68,13 @@ class LoopSettings:
     log_every: int = 50
     evaluate_every: int = 500
     checkpoint_every: float = 120.0
+    stop_at: int | None = None
     seed: int = 0
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the stage is finished."""
+        return self.steps if self.stop_at is None else min(self.stop_at, self.steps)
 
 
 class TimeLimitReached(Exception):
@@ -165,12 +175,13 @@ class Trainer(Generic[BatchT]):
         """
         stop = stop or StopRequest()
         step = self.restore()
-        journal = Journal(self._directory, self._name, self._settings.steps, step)
+        end = self._settings.last_step
+        journal = Journal(self._directory, self._name, end, step)
         last_save = time.monotonic()
-        while step < self._settings.steps:
+        while step < end:
             metrics = self._step(step)
             step += 1
-            done = step == self._settings.steps
+            done = step == end
             if step % self._settings.log_every == 0 or done:
                 journal.record(step, self._values(step, metrics), self._settings.batch_size)
             if step % self._settings.evaluate_every == 0 or done:
