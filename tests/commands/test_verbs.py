@@ -132,7 +132,8 @@ def test_chat_pictures_never_overwrite(vargpt) -> None:
     Path("chat-1.png").write_text("mine")
     assert vargpt("chat", stdin="/draw fox\n") == 0
     assert Path("chat-1.png").read_text() == "mine"
-    assert Path("chat-2.png").exists()
+    metadata = read_metadata("chat-2.png")
+    assert (metadata["prompt"], metadata["seed"], metadata["model"]) == ("fox", "0", "tiny-model")
 
 
 def test_convert_goes_both_ways(vargpt, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

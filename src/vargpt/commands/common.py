@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -163,6 +163,20 @@ class StatusLine:
         """Print a line that stays."""
         self.clear()
         print(text, file=sys.stderr, flush=True)
+
+
+class ScaleProgress:
+    """Callback of the pipeline: shows every finished scale on stderr."""
+
+    def __init__(self) -> None:
+        self.status = StatusLine()
+
+    def __call__(self, pipeline: VargptPipeline, step: int, timestep: int, values: dict[str, Any]) -> None:
+        """Report one finished scale of one batch of pictures."""
+        total, (height, width) = step + 1 + timestep, values["grid"]
+        pictures = f", {len(values['canvas'])} pictures" if len(values["canvas"]) > 1 else ""
+        text = f"scale {step + 1}/{total} {bar(step + 1, total)} {width}x{height} tokens{pictures}"
+        self.status.show(f"{text}, {self.status.seconds:.1f} s", step=True)
 
 
 def bar(done: int, total: int, width: int = 12) -> str:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vargpt.commands.common import (
-    StatusLine,
-    bar,
+    ScaleProgress,
     check_output,
     find_model,
     load_pipeline,
@@ -92,19 +91,16 @@ def edit(source: Path, instruction: str, options: PictureOptions) -> None:
     write_pictures(pictures, pipeline, options, reporter, {"prompt": words, "source": source.name})
 
 
-class ScaleReporter:
-    """Callback of the pipeline: progress per scale on stderr, previews as PNG where they were asked for."""
+class ScaleReporter(ScaleProgress):
+    """Progress per scale on stderr, and previews as PNG where they were asked for."""
 
     def __init__(self, options: PictureOptions) -> None:
+        super().__init__()
         self.options = options
-        self.status = StatusLine()
 
     def __call__(self, pipeline: VargptPipeline, step: int, timestep: int, values: dict[str, Any]) -> None:
         """Report one finished scale of one batch of pictures."""
-        total, (height, width) = step + 1 + timestep, values["grid"]
-        pictures = f", {len(values['canvas'])} pictures" if len(values["canvas"]) > 1 else ""
-        text = f"scale {step + 1}/{total} {bar(step + 1, total)} {width}x{height} tokens{pictures}"
-        self.status.show(f"{text}, {self.status.seconds:.1f} s", step=True)
+        super().__call__(pipeline, step, timestep, values)
         if self.options.previews is None:
             return
         from vargpt.inference.pictures import save_png

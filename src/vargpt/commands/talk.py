@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vargpt.commands.common import StatusLine, find_model, load_pipeline, open_picture, require_words
+from vargpt.commands.common import ScaleProgress, StatusLine, find_model, load_pipeline, open_picture, require_words
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from vargpt.inference.dialogue import Dialogue
+    from vargpt.inference.dialogue import Dialogue, Drawn
 
 HELP = """\
   text                 say something about the current picture
@@ -61,10 +59,12 @@ def answer(dialogue: Dialogue, words: str) -> None:
     """Stream the answer to stdout and count its tokens on stderr; pictures are saved beside."""
     from vargpt.inference.dialogue import Drawn
 
-    status, tokens = StatusLine(), 0
-    for piece in dialogue.say(words):
+    progress, tokens = ScaleProgress(), 0
+    status = progress.status
+    for piece in dialogue.say(words, progress):
         if isinstance(piece, Drawn):
-            print(f"[{_keep(piece.image, piece.number)}]", end="", flush=True)
+            status.clear()
+            print(f"[{_keep(dialogue, piece, words)}]", end="", flush=True)
         else:
             tokens += 1
             print(piece, end="", flush=True)
@@ -101,11 +101,9 @@ def obey(dialogue: Dialogue, text: str) -> None:
     elif command == "/image":
         dialogue.show(open_picture(Path(require_words(rest, "file name"))))
     elif command == "/draw":
-        drawn = dialogue.draw(require_words(rest, "prompt"))
-        print(_keep(drawn.image, drawn.number), flush=True)
+        _picture(dialogue, dialogue.draw, require_words(rest, "prompt"))
     elif command == "/edit":
-        drawn = dialogue.edit(require_words(rest, "instruction"))
-        print(_keep(drawn.image, drawn.number), flush=True)
+        _picture(dialogue, dialogue.edit, require_words(rest, "instruction"))
     elif command == "/save":
         _save(dialogue, Path(require_words(rest, "file name")))
     elif command == "/seed":
@@ -130,13 +128,23 @@ def _save(dialogue: Dialogue, path: Path) -> None:
     print(path, flush=True)
 
 
-def _keep(image: Image.Image, number: int) -> Path:
+def _picture(dialogue: Dialogue, act: Callable[[str, ScaleProgress], Drawn], words: str) -> None:
+    """Draw or edit with progress on stderr, and print the name of the file."""
+    progress = ScaleProgress()
+    drawn = act(words, progress)
+    progress.status.clear()
+    print(_keep(dialogue, drawn, words), flush=True)
+
+
+def _keep(dialogue: Dialogue, drawn: Drawn, words: str) -> Path:
     """Write a picture of the conversation under the first free name of the form chat-1.png."""
     from vargpt.inference.pictures import save_png
 
+    number = drawn.number
     path = Path(f"chat-{number}.png")
     while path.exists():
         number += 1
         path = Path(f"chat-{number}.png")
-    save_png(path, image, {"software": "vargpt"})
+    about = {"prompt": words, "seed": str(drawn.seed), "model": dialogue.pipeline.name, "software": "vargpt"}
+    save_png(path, drawn.image, about)
     return path
