@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vargpt.commands.common import ScaleProgress, StatusLine, find_model, load_pipeline, open_picture, require_words
+from vargpt.commands.common import ScaleProgress, find_model, load_pipeline, open_picture, require_words
 
 if TYPE_CHECKING:
     from vargpt.inference.dialogue import Dialogue, Drawn
