@@ -1,0 +1,256 @@
+"""The loop on a toy task: learning rate, weight decay, clipping, stopping, checkpoints, divergence."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vargpt.training import checkpoints
+from vargpt.training.checkpoints import list_checkpoints, load_latest, save_checkpoint
+from vargpt.training.journal import read_journal
+from vargpt.training.trainer import (
+    LoopSettings,
+    StopRequest,
+    TimeLimitReached,
+    Trainer,
+    learning_rate_at,
+    parameter_groups,
+    set_training_mode,
+)
+
+SETTINGS = LoopSettings(
+    steps=6, batch_size=2, learning_rate=0.1, precision="fp32", log_every=1, evaluate_every=4, checkpoint_every=1e9
+)
+
+
+class Line:
+    """Fit y = w x; `on_step` is called with each step's number."""
+
+    def __init__(self, on_step: Any = None, poison: int | None = None) -> None:
+        self.module = nn.Linear(2, 1)
+        nn.init.constant_(self.module.weight, 0.5)
+        nn.init.zeros_(self.module.bias)
+        self.on_step, self.poison = on_step, poison
+
+    def batch(self, step: int) -> Tensor:
+        if self.on_step is not None:
+            self.on_step(step)
+        values = torch.randn(4, 2, generator=torch.Generator().manual_seed(step))
+        return values * float("nan") if step == self.poison else values
+
+    def loss(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = (self.module(batch) - batch.sum(1, keepdim=True) * 3).square().mean()
+        return loss, {"error": loss.detach().sqrt()}
+
+    def evaluate(self) -> dict[str, float]:
+        assert not self.module.training
+        return {"weight": float(self.module.weight.detach().sum())}
+
+
+def weights(task: Line) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in task.module.parameters()])
+
+
+def run(directory: Path, settings: LoopSettings = SETTINGS, task: Line | None = None, **stop: Any) -> Line:
+    task = task or Line()
+    Trainer("line", task, settings, directory).run(StopRequest(**stop))
+    return task
+
+
+def test_learning_rate_by_literal_values():
+    settings = LoopSettings(steps=10, batch_size=1, learning_rate=1.0, warmup=0.2, final_learning_rate=0.1)
+    rates = [learning_rate_at(step, settings) for step in range(11)]
+    cosine = [1.0, 0.96574, 0.86820, 0.72221, 0.55, 0.37779, 0.23180, 0.13426, 0.1]
+    assert rates == pytest.approx([0.5, 1.0, *cosine], abs=1e-5)
+    no_warmup = replace(settings, warmup=0.0)
+    assert learning_rate_at(0, no_warmup) == 1.0
+
+
+def test_matrices_decay_but_vectors_and_embeddings_do_not():
+    module = nn.ModuleDict({"proj": nn.Linear(2, 3), "embed_tokens": nn.Embedding(4, 2), "norm": nn.LayerNorm(3)})
+    module["proj"].weight.requires_grad_(True)
+    frozen = nn.Linear(2, 2).requires_grad_(False)
+    module["frozen"] = frozen
+    decayed, plain = parameter_groups(module, 0.3)
+    assert decayed["weight_decay"] == 0.3 and plain["weight_decay"] == 0.0
+    assert [tuple(p.shape) for p in decayed["params"]] == [(3, 2)]
+    assert sorted(tuple(p.shape) for p in plain["params"]) == [(3,), (3,), (3,), (4, 2)]
+
+
+def test_frozen_modules_run_in_evaluation_mode():
+    """Stochastic depth was once active in frozen parts of the model."""
+    frozen = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Dropout())
+    trained = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    module = nn.Sequential(frozen, trained)
+    set_training_mode(module)
+    assert [part.training for part in (module, frozen, frozen[1], trained, trained[1])] == [
+        True, False, False, True, True,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": 0.05}, {"warmup": 1.0}, {"final_learning_rate": 1.0}, {"weight_decay": 0.9},
+        {"betas": (0.0, 0.95)}, {"betas": (0.9, 0.5)}, {"grad_clip": 0.1}, {"precision": "bf16"}, {"steps": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_setting_changes_the_weights(tmp_path: Path, change: dict[str, Any]):
+    base, changed = run(tmp_path / "a"), run(tmp_path / "b", replace(SETTINGS, **change))
+    assert not torch.equal(weights(base), weights(changed))
+
+
+def test_logging_and_checkpoints_change_nothing(tmp_path: Path):
+    base = run(tmp_path / "a")
+    often = run(tmp_path / "b", replace(SETTINGS, log_every=5, evaluate_every=1, checkpoint_every=1e-9))
+    assert torch.equal(weights(base), weights(often))
+    assert [entry["step"] for entry in read_journal(tmp_path / "a" / "journal.jsonl")] == [1, 2, 3, 4, 4, 5, 6, 6]
+    assert [path.name for path in list_checkpoints(tmp_path / "b")] == ["step-00000005.pt", "step-00000006.pt"]
+
+
+def test_stopped_after_every_step_equals_uninterrupted(tmp_path: Path):
+    base = run(tmp_path / "a")
+    for step in range(1, 6):
+        with pytest.raises(TimeLimitReached, match=rf"line: stopped by the time limit after step {step}; run again"):
+            run(tmp_path / "b", time_limit=0.0)
+    resumed = run(tmp_path / "b", time_limit=0.0)
+    assert torch.equal(weights(base), weights(resumed))
+    assert (tmp_path / "a" / "journal.jsonl").read_text() == (tmp_path / "b" / "journal.jsonl").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_first(tmp_path: Path, number: signal.Signals):
+    before = signal.getsignal(number)
+    task = Line(on_step=lambda step: os.kill(os.getpid(), number) if step == 2 else None)
+    stop = StopRequest()
+    with (
+        pytest.raises(TimeLimitReached, match=f"stopped by {number.name} after step 3"),
+        stop.installed(),
+    ):
+        Trainer("line", task, SETTINGS, tmp_path).run(stop)
+    assert signal.getsignal(number) == before
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003.pt"]
+    assert torch.equal(weights(run(tmp_path)), weights(run(tmp_path / "base")))
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path: Path):
+    def interrupt_twice(step: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stop = StopRequest()
+    with pytest.raises(KeyboardInterrupt), stop.installed():
+        Trainer("line", Line(interrupt_twice), SETTINGS, tmp_path).run(stop)
+
+
+def test_outside_the_main_thread_no_signal_is_caught(tmp_path: Path):
+    done = []
+
+    def work() -> None:
+        with StopRequest().installed():
+            done.append(weights(run(tmp_path)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert len(done) == 1
+
+
+def test_divergence_stops_before_it_reaches_a_checkpoint(tmp_path: Path):
+    """The loss was looked at every `log_every` steps only: a checkpoint in between could hold NaN."""
+    settings = replace(SETTINGS, log_every=100, checkpoint_every=1e-9)
+    task = Line(poison=3)
+    with pytest.raises(RuntimeError, match=r"line: the loss is nan .* at step 4; .* Lower learning_rate \(now 0\.1\)"):
+        run(tmp_path, settings, task)
+    assert bool(torch.isfinite(weights(task)).all())
+    saved = load_latest(tmp_path)
+    assert saved is not None and saved["step"] == 3
+    assert bool(torch.isfinite(saved["parameters"]["weight"]).all())
+
+
+def test_an_infinite_gradient_stops_too(tmp_path: Path):
+    task = Line()
+    task.module.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(RuntimeError, match="gradient norm inf"):
+        run(tmp_path, task=task)
+
+
+def damage(path: Path, kind: str) -> None:
+    content = bytearray(path.read_bytes())
+    if kind == "cut":
+        content = content[: len(content) // 2]
+    elif kind == "empty":
+        content = bytearray()
+    elif kind == "text":
+        content = bytearray(b"no checkpoint" * 100)
+    else:  # one byte of a tensor
+        content[content.index(torch.tensor([0.1, 0.7]).numpy().tobytes()) + 2] ^= 0x10
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "text", "one byte"])
+def test_a_broken_newest_checkpoint_is_passed_over(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]):
+    """`torch.load` reads past a wrong checksum without a word."""
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {"parameters": {"weight": torch.tensor([0.1, 0.7])}})
+    damage(tmp_path / "step-00000002.pt", kind)
+    saved = load_latest(tmp_path)
+    assert saved is not None and saved["step"] == 1
+    assert "step-00000002.pt: this checkpoint cannot be read" in capsys.readouterr().err
+    damage(tmp_path / "step-00000001.pt", kind)
+    with pytest.raises(RuntimeError, match=r"none of the 2 checkpoints in .* can be read; delete the folder"):
+        load_latest(tmp_path)
+
+
+def test_no_checkpoint_yet_is_no_error(tmp_path: Path):
+    assert load_latest(tmp_path / "absent") is None
+
+
+def test_going_on_from_the_checkpoint_before_ends_the_same(tmp_path: Path):
+    base = run(tmp_path / "a", replace(SETTINGS, checkpoint_every=1e-9))
+    (tmp_path / "a" / "step-00000006.pt").write_bytes(b"")
+    again = run(tmp_path / "a")
+    assert torch.equal(weights(base), weights(again))
+    assert [entry["step"] for entry in read_journal(tmp_path / "a" / "journal.jsonl")] == [1, 2, 3, 4, 4, 5, 6, 6]
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = save_checkpoint(tmp_path, 1, {})
+
+    def full(payload: Any, file: Any) -> NoReturn:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.torch, "save", full)
+    with pytest.raises(RuntimeError, match=r"step-00000002\.pt: the checkpoint could not be written \(No space left"):
+        save_checkpoint(tmp_path, 2, {})
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path: Path):
+    """Every kill while saving once left a file of the size of a checkpoint for good."""
+    (tmp_path / "step-00000007.partial").write_bytes(b"half a checkpoint")
+    save_checkpoint(tmp_path, 8, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000008.pt"]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
+    run(tmp_path)
+    other = Line()
+    other.module = nn.Linear(2, 3)
+    with pytest.raises(RuntimeError, match=r"weight is \(1, 2\) in the checkpoint but \(3, 2\) in the recipe"):
+        run(tmp_path, task=other)
+    fewer = Line()
+    fewer.module.bias.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="other trainable parameters; use another output folder"):
+        run(tmp_path, task=fewer)

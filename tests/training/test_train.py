@@ -1,0 +1,288 @@
+"""A whole recipe on a dozen pictures: it learns, it can be stopped anywhere, and its result can be used."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_helpers import LOOP, STAGES, recipe_with, require_same, result_of, write_data, write_recipe
+
+from vargpt import VargptForConditionalGeneration, VargptProcessor
+from vargpt.checkpoint import tensor_files
+from vargpt.data.folder import ImageFolder
+from vargpt.inference.pipeline import VargptPipeline
+from vargpt.model.modeling import VargptForConditionalGeneration as Model
+from vargpt.training import run as run_module
+from vargpt.training.build import build_model
+from vargpt.training.journal import read_journal
+from vargpt.training.recipe import Recipe
+from vargpt.training.run import train
+from vargpt.training.tokenizer_stage import TokenizerTask
+from vargpt.training.trainer import TimeLimitReached, Trainer
+
+UNDERSTANDING = ("backbone.", "lm_head.")
+PROJECTORS = ("in_projector.", "out_projector.")
+GENERATION = ("decoder.", *PROJECTORS, "start_embedding")
+
+
+def test_a_run_leaves_recipe_facts_journals_checkpoints_and_model(uninterrupted: Path):
+    assert sorted(path.name for path in uninterrupted.iterdir()) == sorted(
+        ["model", "recipe.yaml", "run.json", *STAGES]
+    )
+    facts = json.loads((uninterrupted / "run.json").read_text())
+    assert facts["data"]["images"] == 12 and facts["torch"] == torch.__version__
+    for stage, steps in zip(STAGES, (3, 2, 3), strict=True):
+        entries = read_journal(uninterrupted / stage / "journal.jsonl")
+        assert [entry["step"] for entry in entries if "loss" in entry] == list(range(1, steps + 1))
+        assert any(name.startswith("validation/") for entry in entries for name in entry)
+        assert (uninterrupted / stage / f"step-{steps:08d}.pt").is_file()
+    last = next(e for e in read_journal(uninterrupted / "sft" / "journal.jsonl") if e["step"] == 3)
+    for name in ("text_loss", "image_loss", "bit_loss/scale0", "bit_accuracy/scale1", "grad_norm", "learning_rate"):
+        assert name in last
+
+
+def test_the_result_loads_draws_and_answers(uninterrupted: Path, data: Path):
+    folder = uninterrupted / "model"
+    model = VargptForConditionalGeneration.from_pretrained(folder)
+    assert not model.training and VargptProcessor.from_pretrained(folder).image_processor.patch_size == 8
+    pipeline = VargptPipeline.from_pretrained(folder)
+    picture = pipeline.draw("colour 3", seed=1).images[0]
+    assert picture.size == (32, 32)
+    assert "stages" in (folder / "recipe.yaml").read_text()
+
+
+def test_training_lowers_the_losses(data: Path, tmp_path: Path):
+    loop = {**LOOP, "steps": 30, "log_every": 30, "evaluate_every": 1000}
+    path = write_recipe(
+        tmp_path / "longer.yaml", stages__0__loop=loop, stages__1__loop=loop, stages__2__loop=loop, stages__0__zoom=0,
+    )  # fmt: skip
+    train(path, data, tmp_path / "out", overrides=["stages.0.loop.log_every=1", "stages.2.loop.log_every=1"])
+    for stage, name, factor in (("tokenizer", "l2", 0.5), ("sft", "text_loss", 0.7), ("sft", "image_loss", 0.95)):
+        values = [entry[name] for entry in read_journal(tmp_path / "out" / stage / "journal.jsonl") if name in entry]
+        assert sum(values[-3:]) < factor * sum(values[:3]), (stage, name, values)
+
+
+def test_a_finished_run_is_not_repeated_and_saves_the_same_model(uninterrupted: Path, recipe_file: Path, data: Path):
+    before = result_of(uninterrupted)
+    checkpoint = (uninterrupted / "sft" / "step-00000003.pt").stat().st_mtime_ns
+    assert train(recipe_file, data, uninterrupted) == uninterrupted / "model"
+    after = result_of(uninterrupted)
+    assert before[1] == after[1] and all(torch.equal(value, after[0][name]) for name, value in before[0].items())
+    assert (uninterrupted / "sft" / "step-00000003.pt").stat().st_mtime_ns == checkpoint
+    assert not [path for path in uninterrupted.iterdir() if path.name.startswith(".")]
+
+
+def test_stopped_after_every_step_equals_uninterrupted(
+    uninterrupted: Path, recipe_file: Path, data: Path, tmp_path: Path
+):
+    calls = 0
+    while True:
+        calls += 1
+        try:
+            train(recipe_file, data, tmp_path, time_limit=1e-9)
+            break
+        except TimeLimitReached:
+            assert not (tmp_path / "model").exists()
+    assert calls == 6  # 8 steps, and a stage's last step goes on to the next stage
+    require_same(uninterrupted, tmp_path)
+
+
+def test_sigterm_at_the_last_step_of_a_stage_stops_before_the_next(
+    uninterrupted: Path, recipe_file: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Each stage listened for itself: a signal at its end was lost, and the next stage ran on."""
+    batch = TokenizerTask.batch
+
+    def terminated(self: TokenizerTask, step: int) -> torch.Tensor:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(self, step)
+
+    monkeypatch.setattr(TokenizerTask, "batch", terminated)
+    with pytest.raises(TimeLimitReached, match="stopped by SIGTERM before stage names; run again to go on"):
+        train(recipe_file, data, tmp_path)
+    assert (tmp_path / "tokenizer" / "step-00000003.pt").is_file() and not (tmp_path / "names").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("vargpt.training.trainer.plot_curves", lambda directory: None)
+    train(recipe_file, data, tmp_path)
+    require_same(uninterrupted, tmp_path)
+
+
+def test_stages_one_by_one_equal_all_at_once(uninterrupted: Path, recipe_file: Path, data: Path, tmp_path: Path):
+    for stage in STAGES:
+        train(recipe_file, data, tmp_path, stages=[stage])
+    require_same(uninterrupted, tmp_path)
+    with pytest.raises(ValueError, match=r"no stage 'dpo' in .*; it has \['tokenizer', 'names', 'sft'\]"):
+        train(recipe_file, data, tmp_path, stages=["dpo"])
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("seed=1", "seed"), ("model.decoder.depth=2", "model"), ("schedule.num_scales=3", "schedule"),
+        ("validation_fraction=0.5", "validation_fraction"), ("stages.2.variety=0.9", "stage sft"),
+        ("text_tokenizer.vocab_size=310", "text_tokenizer"),
+    ],
+)  # fmt: skip
+def test_an_output_of_another_recipe_is_refused(uninterrupted: Path, recipe_file: Path, data: Path, override, what):
+    before = (uninterrupted / "recipe.yaml").read_text()
+    with pytest.raises(ValueError, match=f"was begun with another {what}: .* choose another output folder"):
+        train(recipe_file, data, uninterrupted, overrides=[override])
+    assert (uninterrupted / "recipe.yaml").read_text() == before
+
+
+def test_other_data_is_refused(uninterrupted: Path, recipe_file: Path, tmp_path: Path):
+    """The text tokenizer comes from the data: other captions would give the same ids to other words."""
+    other = write_data(tmp_path / "other")
+    text = (other / "metadata.jsonl").read_text()
+    (other / "metadata.jsonl").write_text(text.replace("colour 3", "purple"))
+    with pytest.raises(ValueError, match="was begun with another data folder"):
+        train(recipe_file, other, uninterrupted)
+
+
+def test_a_stage_without_its_data_is_refused_before_the_first_stage(recipe_file: Path, tmp_path: Path):
+    """The missing edits were noticed only when the tokenizer had been trained."""
+    bare = write_data(tmp_path / "bare")
+    (bare / "edits.jsonl").unlink()
+    with pytest.raises(ValueError, match="stage sft has a share of edits"):
+        train(recipe_file, bare, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_checkpoints_broken_is_an_error_and_no_restart(
+    uninterrupted: Path, recipe_file: Path, data: Path, tmp_path: Path
+):
+    output = tmp_path / "out"
+    shutil.copytree(uninterrupted, output)
+    for path in (output / "names").glob("step-*.pt"):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(RuntimeError, match=r"none of the 1 checkpoints in .*names can be read"):
+        train(recipe_file, data, output)
+
+
+def test_a_failed_save_keeps_the_model_that_was_there(
+    uninterrupted: Path, recipe_file: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Model and processor were saved one after the other into the final folder."""
+    output = tmp_path / "out"
+    shutil.copytree(uninterrupted, output)
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(VargptProcessor, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(recipe_file, data, output)
+    assert {path.name for path in output.iterdir()} == {"model", "recipe.yaml", "run.json", *STAGES}
+    require_same(uninterrupted, output)
+
+
+def test_export_type(uninterrupted: Path, recipe_file: Path, data: Path, tmp_path: Path):
+    output = tmp_path / "out"
+    shutil.copytree(uninterrupted, output)
+    train(recipe_file, data, output, overrides=["export_dtype=bfloat16"])
+    stored = tensor_files.list_folder(output / "model")
+    assert {entry.dtype for entry in stored.values()} == {torch.bfloat16}
+
+
+def parts_that_change(model: Model, train_steps: Any) -> tuple[set[str], set[str]]:
+    """Names of the parameters that changed, and of those that did not."""
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    train_steps()
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    return changed, set(before) - changed
+
+
+@pytest.mark.parametrize(
+    ("preset", "prefixes"),
+    [
+        ("all", (*UNDERSTANDING, *GENERATION)),
+        ("understanding", UNDERSTANDING),
+        ("generation", GENERATION),
+        ("projectors", PROJECTORS),
+    ],
+)
+def test_a_trainable_set_changes_and_everything_else_stays(
+    folder: ImageFolder, processor: VargptProcessor, tmp_path: Path, preset: Any, prefixes: tuple[str, ...]
+):
+    recipe = recipe_with(stages__2__trainable=preset)
+    stage = recipe.stages[2]
+    model = build_model(recipe, processor)
+    run_module._freeze(model, stage)
+    task = run_module._task(stage, recipe, model, processor, folder, model.config.schedule())
+    trainer = Trainer("sft", task, stage.loop.settings(0), tmp_path)
+    changed, unchanged = parts_that_change(model, trainer.run)
+    assert changed and all(name.startswith(prefixes) for name in changed)
+    for name in unchanged:
+        unused = ("decoder.unconditional", "decoder.level_embedding")
+        assert not name.startswith(prefixes) or name.startswith(unused), f"{name} was to be trained"
+    assert any(name.startswith("image_tokenizer.") for name in unchanged)
+
+
+@pytest.mark.parametrize(
+    ("trainable", "prefix"), [("all", "image_tokenizer."), ("decoder", "image_tokenizer.decoder.")]
+)
+def test_a_tokenizer_stage_changes_the_tokenizer_only(
+    folder: ImageFolder, processor: VargptProcessor, tmp_path: Path, trainable: str, prefix: str
+):
+    recipe = recipe_with(stages__0__trainable=trainable)
+    model = build_model(recipe, processor)
+    stage = recipe.stages[0]
+    run_module._freeze(model, stage)
+    task = run_module._task(stage, recipe, model, processor, folder, model.config.schedule())
+    changed, _ = parts_that_change(model, Trainer("t", task, stage.loop.settings(0), tmp_path).run)
+    assert changed == {name for name, _ in model.named_parameters() if name.startswith(prefix)}
+
+
+def sft_losses(recipe: Recipe, folder: ImageFolder, processor: VargptProcessor) -> tuple[float, dict[str, Any]]:
+    model = build_model(recipe, processor).eval()
+    task = run_module._task(recipe.stages[2], recipe, model, processor, folder, model.config.schedule())
+    loss, metrics = task.loss(task.batch(0))
+    return float(loss), metrics
+
+
+def test_the_image_loss_weight_by_numbers(folder: ImageFolder, processor: VargptProcessor):
+    for weight in (3.0, 0.5, 0.0):
+        loss, metrics = sft_losses(recipe_with(stages__2__image_loss_weight=weight), folder, processor)
+        assert loss == pytest.approx(float(metrics["text_loss"]) + weight * float(metrics["image_loss"]), rel=1e-5)
+
+
+def test_every_tokenizer_loss_weight_of_a_recipe_counts(folder: ImageFolder, processor: VargptProcessor):
+    zero = dict.fromkeys(("l1", "laplacian", "commitment", "entropy"), 0.0)
+
+    def loss(**weights: float) -> float:
+        recipe = recipe_with(stages__0__loss={**zero, **weights})
+        model = build_model(recipe, processor)
+        task = run_module._task(recipe.stages[0], recipe, model, processor, folder, model.config.schedule())
+        return float(task.loss(task.batch(0))[0])
+
+    values = [loss(), *(loss(**{name: 1.0}) for name in zero), loss(entropy=1.0, entropy_temperature=3.0)]
+    assert len({round(value, 6) for value in values}) == 6
+
+
+def test_grouping_of_rows_does_not_change_the_loss(
+    folder: ImageFolder, processor: VargptProcessor, monkeypatch: pytest.MonkeyPatch
+):
+    """Means are over all targets of the step, not means of means."""
+    recipe = recipe_with(stages__2__loop={**LOOP, "batch_size": 11}, stages__2__flip_strength=0)
+    whole, whole_parts = sft_losses(recipe, folder, processor)
+    monkeypatch.setattr("vargpt.training.conversations_stage._GROUP_SIZE", 2)
+    split, split_parts = sft_losses(recipe, folder, processor)
+    assert split == pytest.approx(whole, rel=1e-5)
+    assert {name: float(value) for name, value in split_parts.items()} == pytest.approx(
+        {name: float(value) for name, value in whole_parts.items()}, rel=1e-4
+    )
+
+
+def test_the_official_preset_trains(data: Path, tmp_path: Path):
+    """Its processor was once built with the other preset, and no batch fitted the model."""
+    path = write_recipe(tmp_path / "official.yaml", model__preset="official")
+    model = VargptForConditionalGeneration.from_pretrained(train(path, data, tmp_path / "out"))
+    assert model.behaviour.image_slot_multiple == 128
+    assert VargptProcessor.from_pretrained(tmp_path / "out" / "model").behaviour == model.behaviour
