@@ -94,7 +94,7 @@ MUTATIONS = (
     Mutation("7.3", "temperature 0.5 → 1", "sampling.py", '"temperature": 0.5', '"temperature": 1.0'),
     Mutation("7.3", "top-p 0.97 → 0.95", "sampling.py", '"top_p": 0.97', '"top_p": 0.95'),
     Mutation("7.4", "raw unconditional rows one off", _PHASE, "(real_RP.long().cumsum(1) - 1)", "real_RP.long().cumsum(1)"),
-    Mutation("7.4", "unconditional positions from 1", _PHASE, "positions = torch.arange(length, device=self.device)", "positions = torch.arange(1, length + 1, device=self.device)"),
+    Mutation("7.4", "unconditional positions twice as far apart", _PHASE, "positions = torch.arange(length, device=self.device)", "positions = 2 * torch.arange(length, device=self.device)"),
     Mutation("7.5", "guidance s·c − s·u + c", "sampling.py", "    return scale * conditional + (1 - scale) * unconditional", "    return (1 + scale) * conditional - scale * unconditional"),
     Mutation("7.6", "removal at p < 1 − t, not ≤", "sampling.py", "less & (probabilities <= 1 - top_p)", "less & (probabilities < 1 - top_p)"),
     Mutation("7.6", "Gumbel noise of another stream", "sampling.py", ".exponential_(generator=generator)", ".uniform_(generator=generator)"),

@@ -147,3 +147,14 @@ def test_every_mutation_still_fits_the_sources() -> None:
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=[f"{m.section} {m.what}" for m in MUTATIONS])
 def test_a_broken_constant_is_noticed(goldens: Path, mutation: Mutation) -> None:
     assert try_mutation(mutation, goldens).failed
+
+
+def test_a_scenario_that_stops_does_not_hide_the_others(goldens: Path, tmp_path: Path) -> None:
+    folder = partial_goldens(goldens, tmp_path / "part", "sampler", "train_edit")
+    tensors = load_file(folder / "train_edit.safetensors")
+    tensors["input_ids"][0, 40] = 5  # one slot less than the schedule needs
+    save_file(tensors, folder / "train_edit.safetensors")
+    failed = [row for row in verify(folder) if not row.passed]
+    assert [(row.scenario, row.tensor) for row in failed] == [("train_edit", "(stopped)")]
+    assert "<|image_gen_pad|>" in failed[0].note
+    assert any(row.scenario == "sampler" for row in verify(folder))

@@ -1,6 +1,7 @@
 """Run every recorded scenario and report: a table of tensors, then one line of JSON.
 
-Invariant: a recorded scenario is either compared or reported as failed; none is skipped in silence.
+Invariant: a recorded scenario is either compared or reported as failed, also when the code under test stops with an
+error; none is skipped in silence, and one that fails does not hide the others.
 
     vargpt verify DIR
 """
@@ -64,7 +65,12 @@ def verify(directory: str | Path, progress: Progress | None = None) -> list[Row]
     for scenario in scenarios:
         if progress is not None:
             progress(scenario)
-        rows = [*rows, *_run(goldens, model, scenario).rows]
+        try:
+            rows = [*rows, *_run(goldens, model, scenario).rows]
+        except (ValueError, RuntimeError, KeyError, IndexError, AssertionError) as error:
+            stopped = Report(scenario)
+            stopped.failed("(stopped)", " ".join(f"{type(error).__name__}: {error}".split())[:200])
+            rows = [*rows, *stopped.rows]
     return rows
 
 
