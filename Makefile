@@ -8,13 +8,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q $(CONSTRAINT)
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint typecheck bench clean
+.PHONY: help demo banner test test-all lint typecheck bench clean
 
 help:
 	@echo "make demo       draw, read and edit with the bundled model; writes demo-out/index.html"
 	@echo "make test       lint, type check and the default tests (under 10 minutes on 2 cores)"
 	@echo "make test-all   the slow tests too"
 	@echo "make lint       ruff (make typecheck: mypy)"
+	@echo "make banner     the README's picture, docs/images/demo.png"
 	@echo "make bench      seconds to draw one picture with the bundled model"
 	@echo "make clean      remove .venv, caches and demo-out"
 
@@ -37,6 +38,9 @@ $(VENV)/.installed-dev: pyproject.toml constraints-cpu.txt | $(BIN)/python
 
 demo: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/python -m vargpt.demo --output demo-out
+
+banner: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/python -m vargpt.demo --output demo-out --banner docs/images/demo.png
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks

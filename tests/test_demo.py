@@ -15,7 +15,10 @@ from vargpt.demo.page import Caption, Demo, Edit, Row, Steps, Turn, render
 def test_the_demo_makes_a_page_that_needs_nothing_else(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--model", str(tiny_model), "--output", str(tmp_path / "out")]) == 0
+    banner = tmp_path / "banner.png"
+    assert main(["--model", str(tiny_model), "--output", str(tmp_path / "out"), "--banner", str(banner)]) == 0
+    with Image.open(banner) as image:
+        assert image.width > image.height > 400
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     pictures = 3 * len(STEP_PROMPTS) + SEEDS_PER_ROW * len(ROW_PROMPTS) + 12 + 2 * len(EDITS) + 2
     assert len(re.findall(r'<img alt="[^"]*" src="data:image/png;base64,', page)) == pictures

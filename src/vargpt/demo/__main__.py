@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from vargpt.commands.common import bundled_model, choose_threads, find_model, open_picture
+from vargpt.demo.banner import banner
 from vargpt.demo.page import Caption, Demo, Edit, Row, Steps, Turn, render
 from vargpt.inference.dialogue import Dialogue, Drawn
 from vargpt.inference.pictures import contact_sheet, save_png, write_atomically
@@ -46,10 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="vargpt.demo", description="Draw, read and edit; write one page of pictures.")
     parser.add_argument("--output", type=Path, default=Path("demo-out"), help="folder to write (default: demo-out)")
     parser.add_argument("--model", help="model folder (default: the bundled model)")
+    parser.add_argument("--banner", type=Path, help="also write the README's picture to this PNG")
     parser.add_argument("--examples", type=Path, default=examples_folder(), help="folder of sample pictures")
     options = parser.parse_args(arguments)
     try:
-        page = run(find_model(options.model), options.examples, options.output)
+        page = run(find_model(options.model), options.examples, options.output, options.banner)
     except (ValueError, OSError) as error:
         print(f"demo: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -62,7 +64,7 @@ def examples_folder() -> Path:
     return Path(__file__).resolve().parents[3] / "examples"
 
 
-def run(model: str, examples: Path, output: Path) -> Path:
+def run(model: str, examples: Path, output: Path, banner_path: Path | None = None) -> Path:
     """Make all pictures and write `index.html` and `contact-sheet.png`; returns the page."""
     records = [json.loads(line) for line in (examples / "metadata.jsonl").read_text().splitlines()]
     started = time.perf_counter()
@@ -94,6 +96,8 @@ def run(model: str, examples: Path, output: Path) -> Path:
     page = output / "index.html"
     write_atomically(page, render(demo).encode("utf-8"))
     save_png(output / "contact-sheet.png", sheet(demo), {"model": demo.model, "software": "vargpt"})
+    if banner_path is not None:
+        save_png(banner_path, banner(demo), {"model": demo.model, "software": "vargpt"})
     right = sum(item.said.strip() == item.name for item in captions)
     say(f"{right} of {len(captions)} pictures named exactly; all in {demo.seconds:.0f} s")
     return page

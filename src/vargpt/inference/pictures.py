@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -101,21 +101,22 @@ def contact_sheet(
     cell: int = 128,
     gap: int = 8,
 ) -> Image.Image:
-    """Lay pictures out in rows of square cells on white, small ones enlarged with hard pixels kept soft.
+    """Lay pictures out in rows of square cells on white, small ones enlarged.
 
     Args:
         rows: pictures per row; None leaves a hole.
         labels: one text per row, written above it.
     """
     columns = max((len(row) for row in rows), default=0)
-    caption = 16 if labels else 0
+    caption = 22 if labels else 0
+    font = ImageFont.load_default(14)
     width, height = columns * (cell + gap) + gap, len(rows) * (cell + gap + caption) + gap
     sheet = Image.new("RGB", (max(width, 1), height), "white")
     draw = ImageDraw.Draw(sheet)
     for index, row in enumerate(rows):
         top = gap + index * (cell + gap + caption)
         if index < len(labels):
-            draw.text((gap, top), labels[index], fill=(60, 60, 67))
+            draw.text((gap, top), labels[index], fill=(60, 60, 67), font=font)
         for column, picture in enumerate(row):
             if picture is None:
                 continue
