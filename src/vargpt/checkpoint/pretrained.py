@@ -58,7 +58,7 @@ class VargptPreTrainedModel(PreTrainedModel):
             ValueError: with all missing and unexpected keys and wrong shapes, or what is wrong with a file.
         """
         folder = resolve_folder(
-            Path(pretrained_model_name_or_path),
+            os.fspath(pretrained_model_name_or_path),
             revision=revision,
             cache_dir=cache_dir,
             token=token,
