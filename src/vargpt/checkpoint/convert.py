@@ -175,6 +175,8 @@ def _to_official(
         layout[entry.official] = (dtype, shape)
         makers[entry.official] = partial(_export, entry, own, kept, dtype)
     write_folder(target, _official_config(folder, config), layout, _Lazy(makers), max_shard_size)
+    if (folder / OFFICIAL_CONFIG_NAME).is_file():
+        shutil.copyfile(folder / OFFICIAL_CONFIG_NAME, target / CONFIG_NAME)  # the same values, byte for byte
 
 
 def _export(entry: KeyEntry, own: StoredTensor | None, kept: StoredTensor | None, dtype: torch.dtype) -> Tensor:
