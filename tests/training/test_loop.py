@@ -110,6 +110,31 @@ def test_every_setting_changes_the_weights(tmp_path: Path, change: dict[str, Any
     assert not torch.equal(weights(base), weights(changed))
 
 
+def test_a_stage_may_end_before_its_schedule_does(tmp_path: Path):
+    """`stop_at` gives the first steps of the whole stage, not a shorter stage."""
+    short = run(tmp_path / "a", replace(SETTINGS, stop_at=3))
+    with pytest.raises(TimeLimitReached):
+        Trainer("line", whole := Line(), SETTINGS, tmp_path / "b").run(_StopAfter(3))
+    assert torch.equal(weights(short), weights(whole))
+    assert not torch.equal(weights(short), weights(run(tmp_path / "c", replace(SETTINGS, steps=3))))
+    assert torch.equal(weights(short), weights(run(tmp_path / "a", replace(SETTINGS, stop_at=3))))
+    assert torch.equal(weights(run(tmp_path / "d", replace(SETTINGS, stop_at=9))), weights(run(tmp_path / "e")))
+
+
+class _StopAfter(StopRequest):
+    """Asks for an end after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self._left = steps
+
+    @property
+    def reason(self) -> str | None:
+        """Looked at once per step."""
+        self._left -= 1
+        return "a test" if self._left == 0 else None
+
+
 def test_logging_and_checkpoints_change_nothing(tmp_path: Path):
     base = run(tmp_path / "a")
     often = run(tmp_path / "b", replace(SETTINGS, log_every=5, evaluate_every=1, checkpoint_every=1e-9))

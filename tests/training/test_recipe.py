@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from training_helpers import recipe_with, write_recipe
 
 from vargpt.data.folder import read_folder
 from vargpt.training.build import build_model, build_processor
-from vargpt.training.recipe import load_recipe, save_recipe
+from vargpt.training.recipe import SftStage, load_recipe, save_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
 
@@ -97,3 +98,12 @@ def test_a_shipped_recipe_parses_and_builds(path: Path, repo_root: Path):
     print(f"{path.name}: {millions:.2f}M parameters, {len(recipe.stages)} stages")
     assert 1 < millions < 25
     assert model.config.schedule().num_scales == recipe.schedule.num_scales
+
+
+def test_the_documented_overrides_fit_the_shipped_recipe(repo_root: Path):
+    text = (repo_root / "docs" / "training.md").read_text()
+    overrides = re.findall(r"--set ([\w.]+=[\w.]+)", text)
+    assert len(overrides) >= 3
+    recipe = load_recipe(repo_root / "recipes" / "emoji-small.yaml", overrides)
+    edits = [stage.mixture.edit for stage in recipe.stages if isinstance(stage, SftStage)]
+    assert edits == [0, 0] and recipe.seed == 1

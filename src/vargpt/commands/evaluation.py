@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from vargpt.commands.common import load_pipeline
+from vargpt.commands.common import find_model, load_pipeline
 
 
 def evaluate(
@@ -27,7 +27,7 @@ def evaluate(
     from vargpt.evaluation.folder import FolderEvaluation
     from vargpt.evaluation.report import conditions, markdown_table, results, write_report
 
-    folder = read_folder(data)
+    folder = read_folder(data, trained_split(find_model(model)))
     pipeline = load_pipeline(model, None, None)
     sampling = pipeline.sampling
     if guidance is not None:
@@ -44,3 +44,12 @@ def evaluate(
     print(f"pictures: {page}", file=sys.stderr)
     print(markdown_table(document))
     print(json.dumps(document))
+
+
+def trained_split(model: str) -> float:
+    """Share of the pictures that a model's training set aside: by the recipe in its folder, else the default."""
+    from vargpt.data.folder import VALIDATION_FRACTION
+    from vargpt.training.recipe import load_recipe
+
+    recipe = Path(model) / "recipe.yaml"
+    return load_recipe(recipe).validation_fraction if recipe.is_file() else VALIDATION_FRACTION
