@@ -58,7 +58,7 @@ MUTATIONS = (
     Mutation("4.3", "codes up-sampled by nearest", _PYRAMID, 'mode="bilinear", align_corners=False', 'mode="nearest"'),
     Mutation("4.4", "flip strength 0.3 → 0.2", "training/recipe.py", "= Field(0.3, ge=0, le=1)\n    variety", "= Field(0.2, ge=0, le=1)\n    variety"),
     Mutation("4.4", "labels taken after the flip", _PYRAMID, "        labels.append(bits_Bld)\n        residuals.append(residual)\n        if flips_BLd is not None:\n            bits_Bld = bits_Bld ^ flips_BLd[:, schedule.slice(scale_index)].to(torch.uint8)\n", "        residuals.append(residual)\n        if flips_BLd is not None:\n            bits_Bld = bits_Bld ^ flips_BLd[:, schedule.slice(scale_index)].to(torch.uint8)\n        labels.append(bits_Bld)\n"),
-    Mutation("5.1", "feed-forward width rounded to 128s", "configuration.py", "self.hidden_size / 256) * 256", "self.hidden_size / 192) * 192"),
+    Mutation("5.1", "feed-forward width rounded to 192s", "configuration.py", "self.hidden_size / 256) * 256", "self.hidden_size / 192) * 192"),
     Mutation("5.2", "start norm eps 1e-6 → 1e-5", _DECODER, "RMSNorm(width, eps=1e-6)", "RMSNorm(width, eps=1e-5)"),
     Mutation("5.2", "condition dropout 0.1 → 0.2", "training/recipe.py", "guidance_drop: float = Field(0.1", "guidance_drop: float = Field(0.2"),
     Mutation("5.2", "dropped start takes row 1, not row 0", _DECODER, "self.unconditional[0]", "self.unconditional[1]"),
@@ -149,7 +149,7 @@ def try_mutation(mutation: Mutation, goldens: Path) -> Outcome:
     lines = done.stdout.splitlines()
     if lines and lines[-1].startswith("{"):
         return Outcome(mutation, json.loads(lines[-1])["failed"])
-    return Outcome(mutation, ["stopped: " + (done.stderr.strip().splitlines() or ["?"])[-1][:160]])
+    return Outcome(mutation, ["loading/stopped with an error"])
 
 
 def describe(outcome: Outcome) -> str:
