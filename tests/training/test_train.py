@@ -125,7 +125,7 @@ def test_stages_one_by_one_equal_all_at_once(uninterrupted: Path, recipe_file: P
 @pytest.mark.parametrize(
     ("override", "what"),
     [
-        ("seed=1", "seed"), ("model.decoder.depth=2", "model"), ("schedule.num_scales=3", "schedule"),
+        ("seed=1", "seed"), ("model.decoder.depth=3", "model"), ("schedule.num_scales=3", "schedule"),
         ("validation_fraction=0.5", "validation_fraction"), ("stages.2.variety=0.9", "stage sft"),
         ("text_tokenizer.vocab_size=310", "text_tokenizer"),
     ],
@@ -244,7 +244,7 @@ def sft_losses(recipe: Recipe, folder: ImageFolder, processor: VargptProcessor) 
     model = build_model(recipe, processor).eval()
     task = run_module._task(recipe.stages[2], recipe, model, processor, folder, model.config.schedule())
     loss, metrics = task.loss(task.batch(0))
-    return float(loss), metrics
+    return float(loss.detach()), metrics
 
 
 def test_the_image_loss_weight_by_numbers(folder: ImageFolder, processor: VargptProcessor):

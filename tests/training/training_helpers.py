@@ -27,7 +27,7 @@ RECIPE: dict[str, Any] = {
         "vision": {"depth": 1, "embed_dim": 32, "num_heads": 2, "patch_size": 8, "image_side": 32},
         "backbone": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
                      "num_key_value_heads": 1, "mrope_section": [2, 3, 3]},
-        "decoder": {"hidden_size": 128, "num_heads": 2, "depth": 1, "drop_path_rate": 0.3},
+        "decoder": {"hidden_size": 128, "num_heads": 2, "depth": 2, "drop_path_rate": 0.5},
     },
     "export_dtype": "float32",
     "stages": [
