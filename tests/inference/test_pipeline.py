@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from vargpt.configuration import Behaviour
+from vargpt.inference.dialogue import Dialogue
+from vargpt.inference.habits import Habits, read_habits
 from vargpt.inference.pipeline import VargptPipeline
 from vargpt.inference.streams import TextStream, group_requests, with_drawings
 from vargpt.sampling import Sampling
@@ -188,10 +190,40 @@ def test_official_weights_refuse_a_negative_prompt_and_draw_without_one(tiny_mod
 def test_the_folders_own_settings_are_the_defaults(tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
-    (folder / "generation_config.json").write_text(json.dumps({"guidance_scale": 1.5, "top_p": 0.9, "other": 1}))
-    settings = VargptPipeline.from_pretrained(folder, device="cpu").draw("fox").settings
+    habits = {"guidance_scale": 1.5, "top_p": 0.9, "bare_names": True, "memory": "picture", "other": 1}
+    (folder / "generation_config.json").write_text(json.dumps(habits))
+    pipeline = VargptPipeline.from_pretrained(folder, device="cpu")
+    settings = pipeline.draw("fox").settings
     assert (settings.guidance_scale, settings.top_p, settings.temperature) == (1.5, 0.9, 0.5)
+    assert Dialogue(pipeline).memory == "picture"
+    bare, worded = arrays([pipeline.draw(text).images[0] for text in ("fox", "A fox.")])
+    assert np.array_equal(bare, worded)
     assert VargptPipeline.from_pretrained(tiny_model, device="cpu").sampling == Sampling.official()
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"memory": "some"}', '{"bare_names": 1}', '{"top_p": 7}', '{"top_p": "x"}']
+)
+def test_broken_settings_of_a_folder_are_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"generation_config\.json"):
+        read_habits(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "prompt, subject",
+    [
+        ("a green heart", "green heart"),
+        ("An owl.", "owl"),
+        ("the", "the"),
+        ("A", "A"),
+        ("anchor", "anchor"),
+        (".", "."),
+    ],
+)
+def test_bare_names_lose_article_and_full_stop(prompt: str, subject: str) -> None:
+    assert Habits(bare_names=True).subject(prompt) == subject
+    assert Habits().subject(prompt) == prompt
 
 
 @pytest.mark.parametrize(

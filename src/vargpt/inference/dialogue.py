@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from PIL import Image
 from torch import Tensor
 
+from vargpt.inference.habits import Memory
 from vargpt.inference.pipeline import Picture, StepCallback, VargptPipeline
 from vargpt.inference.requests import draw_request, edit_request
 from vargpt.inference.sizes import choose_schedule
@@ -21,8 +21,6 @@ from vargpt.model.events import Finished, ImageDone, ScaleDone, TextDelta
 from vargpt.processing.conversation import Conversation, DrawPart, ImagePart, Message, TextPart
 from vargpt.processing.images import open_image
 from vargpt.sampling import Sampling
-
-Memory = Literal["all", "picture"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Dialogue:
 
     Args:
         memory: `all` sends the whole conversation; `picture` only the current picture and the new words, for small
-            models that never saw a second turn.
+            models that never saw a second turn; None: the model's habit.
         temperature: of the words. seed: of the next picture and answer; it counts up with every turn.
         aspect_ratio: of all pictures drawn here.
         system: text of a system turn.
@@ -56,9 +54,10 @@ class Dialogue:
         temperature: float | None = None,
         seed: int | None = None,
         aspect_ratio: str | float | None = None,
-        memory: Memory = "all",
+        memory: Memory | None = None,
         system: str | None = None,
     ) -> None:
+        memory = memory or pipeline.habits.memory
         if memory not in ("all", "picture"):
             raise ValueError(f"memory must be 'all' or 'picture', got {memory!r}")
         self.pipeline, self.memory, self.seed = pipeline, memory, seed or 0
@@ -96,7 +95,7 @@ class Dialogue:
         """Ask for a picture, which becomes the current one."""
         if not prompt.strip():
             raise ValueError("the prompt is empty: say in words what to draw")
-        request = draw_request(self.pipeline.model.config, prompt.strip())
+        request = draw_request(self.pipeline.model.config, self.pipeline.habits.subject(prompt))
         return self._picture_turn(request, callback_on_step_end)
 
     def edit(self, instruction: str, callback_on_step_end: StepCallback | None = None) -> Drawn:

@@ -6,7 +6,6 @@ and the processor is kept between calls.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from vargpt.checkpoint.loading import resolve_folder
 from vargpt.configuration import Behaviour
+from vargpt.inference.habits import Habits, read_habits
 from vargpt.inference.pictures import OUTPUT_TYPES, OutputType, composite, to_output
 from vargpt.inference.requests import draw_request, edit_request, prompt_free_request
 from vargpt.inference.sizes import choose_schedule, nearest_schedule
@@ -38,9 +38,6 @@ StepCallback = Callable[["VargptPipeline", int, int, dict[str, Any]], None]
 `canvas` [n, d, h, w] (for `pipeline.preview`), `grid` (rows, columns) of the scale, and `first_image`, the index of the
 first of the n pictures."""
 
-DEFAULTS_NAME = "generation_config.json"
-_DEFAULT_KEYS = ("guidance_scale", "temperature", "top_p", "text_temperature", "text_top_k", "text_top_p")
-
 
 @dataclass(frozen=True)
 class Pictures:
@@ -56,7 +53,7 @@ class VargptPipeline:
     """Draws, reads and edits with one model.
 
     Args:
-        sampling: the settings where a call gives none; the published ones by default.
+        habits: defaults of this model; the published settings where there are none.
         name: how files and reports call the model.
     """
 
@@ -64,11 +61,11 @@ class VargptPipeline:
         self,
         model: VargptForConditionalGeneration,
         processor: VargptProcessor,
-        sampling: Sampling | None = None,
+        habits: Habits | None = None,
         name: str = "vargpt",
     ) -> None:
         self.model, self.processor, self.name = model.eval(), processor, name
-        self.sampling = sampling or Sampling.official()
+        self.habits = habits or Habits()
 
     @classmethod
     def from_pretrained(
@@ -98,7 +95,12 @@ class VargptPipeline:
             model.set_behaviour(behaviour)
         processor = VargptProcessor.from_pretrained(folder)
         name = Path(name_or_path).name if Path(name_or_path).is_dir() else str(name_or_path)
-        return cls(model, processor, _read_defaults(folder), name)
+        return cls(model, processor, read_habits(folder), name)
+
+    @property
+    def sampling(self) -> Sampling:
+        """The settings where a call gives none."""
+        return self.habits.sampling
 
     @property
     def device(self) -> torch.device:
@@ -156,7 +158,7 @@ class VargptPipeline:
         schedule = choose_schedule(self.model.config, height, width, aspect_ratio)
         settings = self._settings(guidance_scale, temperature, top_p, schedule)
         seeds = _seeds(seed, generator, num_images_per_prompt)
-        conversations = [draw_request(self.model.config, text.strip()) for text in prompts]
+        conversations = [draw_request(self.model.config, self.habits.subject(text)) for text in prompts]
         images = self._pictures(
             conversations, schedule, settings, seeds, negative_prompt, callback_on_step_end, output_type, batch_size
         )
@@ -404,16 +406,3 @@ def _pick_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"the device {str(device)!r} is not here; use cpu, cuda or mps") from error
     return place
-
-
-def _read_defaults(folder: Path) -> Sampling | None:
-    """The sampling settings that a model's folder recommends, or None."""
-    path = folder / DEFAULTS_NAME
-    if not path.is_file():
-        return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        known = {name: values[name] for name in _DEFAULT_KEYS if name in values}
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: expected JSON with settings such as guidance_scale") from error
-    return Sampling.official(**known)
