@@ -96,6 +96,7 @@ class LoopSection(_Section):
 
     steps: int = Field(gt=0)
     stop_at: int | None = Field(None, gt=0)
+    optimizer: Literal["adamw", "muon"] = "adamw"
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     warmup: float = Field(0.02, ge=0, le=1)

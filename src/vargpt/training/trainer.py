@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,11 @@ from vargpt.training.checkpoints import load_latest, save_checkpoint
 from vargpt.training.journal import Journal, plot_curves
 
 BatchT = TypeVar("BatchT")
+
+_MUON_PARTS = (".layers.", ".blocks.", "projector.", ".merger.")
+"""Names of the matrices that Muon may take: those inside blocks, projectors and the vision merger."""
+
+_ADAMW_RATE_BESIDE_MUON = 0.4
 
 
 class Task(Protocol[BatchT]):
@@ -69,6 +74,7 @@ class LoopSettings:
     evaluate_every: int = 500
     checkpoint_every: float = 120.0
     stop_at: int | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
     seed: int = 0
 
     @property
@@ -155,16 +161,39 @@ def set_training_mode(module: nn.Module) -> None:
             child.eval()
 
 
+def build_optimizers(module: nn.Module, settings: LoopSettings) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Return optimizers with their share of the learning rate: AdamW, or Muon for matrices and AdamW for the rest.
+
+    Muon (momentum, orthogonalised by Newton-Schulz) takes the matrices inside blocks and projectors, with steps of
+    AdamW's size (`match_rms_adamw`); vectors, embeddings, heads and modulations keep AdamW at a lower rate.
+    """
+    groups = parameter_groups(module, settings.weight_decay)
+    matrices: list[nn.Parameter] = []
+    if settings.optimizer == "muon":
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        matrices = [
+            p for name, p in named
+            if p.ndim == 2 and name.endswith(".weight") and any(part in name for part in _MUON_PARTS)
+        ]  # fmt: skip
+    chosen = {id(p) for p in matrices}
+    for group in groups:
+        group["params"] = [p for p in group["params"] if id(p) not in chosen]
+    adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+    if not matrices:
+        return [(adamw, 1.0)]
+    muon = torch.optim.Muon(
+        matrices, lr=settings.learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return [(muon, 1.0), (adamw, _ADAMW_RATE_BESIDE_MUON)]
+
+
 class Trainer(Generic[BatchT]):
     """Runs one stage of `settings.steps` optimiser steps in `directory`, going on where a killed run stopped."""
 
     def __init__(self, name: str, task: Task[BatchT], settings: LoopSettings, directory: Path) -> None:
         self._name, self._task, self._settings, self._directory = name, task, settings, directory
         self._parameters = [p for p in task.module.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            parameter_groups(task.module, settings.weight_decay),
-            lr=settings.learning_rate, betas=settings.betas, fused=True,
-        )  # fmt: skip
+        self._optimizers = build_optimizers(task.module, settings)
 
     def run(self, stop: StopRequest | None = None) -> None:
         """Train to the end of the stage, or at least one step where `stop` asks for an end.
@@ -197,16 +226,18 @@ class Trainer(Generic[BatchT]):
         settings = self._settings
         torch.manual_seed(settings.seed * 1_000_003 + step)  # stochastic depth is the only user of the global stream
         batch = self._task.batch(step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, settings)
+        for optimizer, factor in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = factor * learning_rate_at(step, settings)
         device = self._parameters[0].device.type
         with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bf16"):
             loss, metrics = self._task.loss(batch)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
         self._require_finite(step + 1, loss.detach(), norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        for optimizer, _ in self._optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return {"loss": loss.detach(), **metrics, "grad_norm": norm}
 
     def _require_finite(self, step: int, loss: Tensor, norm: Tensor) -> None:
@@ -233,7 +264,8 @@ class Trainer(Generic[BatchT]):
 
     def _save(self, step: int) -> None:
         trainable = {name: p.detach() for name, p in self._task.module.named_parameters() if p.requires_grad}
-        save_checkpoint(self._directory, step, {"parameters": trainable, "optimizer": self._optimizer.state_dict()})
+        states = [optimizer.state_dict() for optimizer, _ in self._optimizers]
+        save_checkpoint(self._directory, step, {"parameters": trainable, "optimizer": states})
 
     def restore(self) -> int:
         """Load the newest checkpoint of the stage, if any, into the module; return the step it stands at."""
@@ -254,7 +286,11 @@ class Trainer(Generic[BatchT]):
                         f"{tuple(parameter.shape)} in the recipe; use another output folder"
                     )
                 parameter.copy_(saved["parameters"][name])
-        self._optimizer.load_state_dict(saved["optimizer"])
+        states = saved["optimizer"] if isinstance(saved["optimizer"], list) else [saved["optimizer"]]
+        if len(states) != len(self._optimizers):
+            raise RuntimeError(f"{self._directory} holds a checkpoint of another optimizer; use another output folder")
+        for (optimizer, _), state in zip(self._optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
         step = int(saved["step"])
         print(f"{self._name}: going on from step {step}", file=sys.stderr)
         return step
