@@ -18,9 +18,9 @@ def write(path: Path, *lines: str) -> Path:
 
 
 def test_entries_beyond_the_resumed_step_are_dropped(tmp_path: Path):
-    path = write(tmp_path / "journal.jsonl", *(json.dumps({"step": step}) + "\n" for step in (2, 4, 6)))
+    path = write(tmp_path / "journal.jsonl", *(json.dumps({"step": step}) + "\n" for step in (3, 4, 5)))
     Journal(tmp_path, "stage", 10, resumed_step=4)
-    assert [entry["step"] for entry in read_journal(path)] == [2, 4]
+    assert [entry["step"] for entry in read_journal(path)] == [3, 4]
     Journal(tmp_path, "stage", 10, resumed_step=0)
     assert read_journal(path) == []
 

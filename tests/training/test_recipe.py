@@ -106,4 +106,4 @@ def test_the_documented_overrides_fit_the_shipped_recipe(repo_root: Path):
     assert len(overrides) >= 3
     recipe = load_recipe(repo_root / "recipes" / "emoji-small.yaml", overrides)
     edits = [stage.mixture.edit for stage in recipe.stages if isinstance(stage, SftStage)]
-    assert edits == [0, 0] and recipe.seed == 1
+    assert not any(edits) and recipe.seed == 1

@@ -24,7 +24,7 @@ from vargpt.training.journal import read_journal
 from vargpt.training.recipe import Recipe
 from vargpt.training.run import train
 from vargpt.training.tokenizer_stage import TokenizerTask
-from vargpt.training.trainer import TimeLimitReached, Trainer
+from vargpt.training.trainer import TimeLimitReached, Trainer, build_optimizers
 
 UNDERSTANDING = ("backbone.", "lm_head.")
 PROJECTORS = ("in_projector.", "out_projector.")
@@ -60,7 +60,7 @@ def test_the_result_loads_draws_and_answers(uninterrupted: Path, data: Path):
 def test_training_lowers_the_losses(data: Path, tmp_path: Path):
     loop = {**LOOP, "steps": 30, "log_every": 30, "evaluate_every": 1000}
     path = write_recipe(
-        tmp_path / "longer.yaml", stages__0__loop=loop, stages__1__loop=loop, stages__2__loop=loop, stages__0__zoom=0,
+        tmp_path / "longer.yaml", stages__0__loop=loop, stages__2__loop=loop, stages__0__zoom=0,
     )  # fmt: skip
     train(path, data, tmp_path / "out", overrides=["stages.0.loop.log_every=1", "stages.2.loop.log_every=1"])
     for stage, name, factor in (("tokenizer", "l2", 0.5), ("sft", "text_loss", 0.7), ("sft", "image_loss", 0.95)):
@@ -112,6 +112,39 @@ def test_sigterm_at_the_last_step_of_a_stage_stops_before_the_next(
     monkeypatch.setattr("vargpt.training.trainer.plot_curves", lambda directory: None)
     train(recipe_file, data, tmp_path)
     require_same(uninterrupted, tmp_path)
+
+
+def test_muon_resumes_bitwise_and_differs_from_adamw(uninterrupted: Path, data: Path, tmp_path: Path):
+    path = write_recipe(tmp_path / "muon.yaml", stages__2__loop={**LOOP, "batch_size": 5, "optimizer": "muon"})
+    train(path, data, tmp_path / "whole")
+    train(path, data, tmp_path / "parts", stages=["tokenizer", "names"])
+    for _ in range(2):
+        with pytest.raises(TimeLimitReached):
+            train(path, data, tmp_path / "parts", time_limit=1e-9)
+    train(path, data, tmp_path / "parts", time_limit=1e-9)
+    require_same(tmp_path / "whole", tmp_path / "parts")
+    assert result_of(tmp_path / "whole")[1]["names"] == result_of(uninterrupted)[1]["names"]
+    assert result_of(tmp_path / "whole")[1]["sft"] != result_of(uninterrupted)[1]["sft"]
+    shutil.copytree(uninterrupted / "sft", tmp_path / "parts" / "sft", dirs_exist_ok=True)
+    with pytest.raises(RuntimeError, match="a checkpoint of another optimizer"):
+        train(path, data, tmp_path / "parts")
+
+
+def test_muon_takes_the_matrices_inside_blocks_and_projectors(processor: VargptProcessor):
+    model = build_model(recipe_with(), processor)
+    run_module._freeze(model, recipe_with().stages[2])
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    settings = recipe_with(stages__2__loop={**LOOP, "optimizer": "muon"}).stages[2].loop.settings(0)
+    (muon, share), (adamw, other_share) = build_optimizers(model, settings)
+    taken = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    left = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
+    assert (share, other_share) == (1.0, 0.4)
+    assert taken | left == {name for name in names.values() if not name.startswith("image_tokenizer.")}
+    assert not taken & left and all(model.get_parameter(name).ndim == 2 for name in taken)
+    assert {"decoder.blocks.1.ffn.fc1.weight", "in_projector.fc2.weight", "backbone.visual.merger.mlp.0.weight",
+            "backbone.language_model.layers.0.self_attn.q_proj.weight"} <= taken  # fmt: skip
+    assert {"lm_head.weight", "decoder.head.weight", "decoder.word_embed.weight", "decoder.shared_modulation.weight",
+            "decoder.blocks.0.modulation_offset", "backbone.language_model.embed_tokens.weight"} <= left  # fmt: skip
 
 
 def test_stages_one_by_one_equal_all_at_once(uninterrupted: Path, recipe_file: Path, data: Path, tmp_path: Path):
@@ -260,7 +293,7 @@ def test_every_tokenizer_loss_weight_of_a_recipe_counts(folder: ImageFolder, pro
         recipe = recipe_with(stages__0__loss={**zero, **weights})
         model = build_model(recipe, processor)
         task = run_module._task(recipe.stages[0], recipe, model, processor, folder, model.config.schedule())
-        return float(task.loss(task.batch(0))[0])
+        return float(task.loss(task.batch(0))[0].detach())
 
     values = [loss(), *(loss(**{name: 1.0}) for name in zero), loss(entropy=1.0, entropy_temperature=3.0)]
     assert len({round(value, 6) for value in values}) == 6
