@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from vargpt.data.folder import ImageFolder, read_folder
 from vargpt.evaluation.folder import FolderEvaluation, Outcome, squared_distances, take
 from vargpt.inference.pipeline import VargptPipeline
+from vargpt.inputs import ModelInputs
 from vargpt.sampling import Sampling
 
 COUNT = 12
@@ -162,3 +164,19 @@ def test_an_untrained_model_is_measured_and_the_numbers_repeat(
         key: first[key] for key in first if key[0] != "reconstruction"
     }
     assert "drawing (train): " in capsys.readouterr().err
+
+
+def test_the_seed_of_a_drawing_is_its_place_in_the_list(evaluation: FolderEvaluation, monkeypatch: pytest.MonkeyPatch):
+    seeds: list[int] = []
+    generate = evaluation.model.generate
+
+    def listening(inputs: ModelInputs, sampling: Sampling, **options: Any) -> Any:
+        assert isinstance(sampling.seeds, list)
+        seeds.extend(sampling.seeds)
+        return generate(inputs, sampling, **options)
+
+    monkeypatch.setattr(evaluation.model, "generate", listening)
+    evaluation.limit = 5  # batches of three
+    evaluation.drawing("train")
+    evaluation.editing("train")
+    assert seeds == [0, 1, 2, 3, 4] * 2
