@@ -20,18 +20,30 @@ from vargpt.inference.dialogue import Dialogue, Drawn
 from vargpt.inference.pictures import contact_sheet, save_png, write_atomically
 from vargpt.inference.pipeline import VargptPipeline
 
-STEP_PROMPTS = ("green heart", "hamburger", "fox", "mermaid", "rainbow", "basketball")
-ROW_PROMPTS = ("sunflower", "rocket", "owl", "woman superhero")
+# People, whose names combine, come out best; one plain object is shown in each group so that the page does not flatter.
+STEP_PROMPTS = (
+    "woman superhero",
+    "man rowing boat dark skin tone",
+    "princess medium skin tone",
+    "judge dark skin tone",
+    "woman teacher",
+    "hamburger",
+)
+ROW_PROMPTS = ("man pilot light skin tone", "victory hand dark skin tone", "person surfing", "rocket")
 SEEDS_PER_ROW = 5
 EDITS = (
+    ("firefighter.png", "give it a dark skin tone"),
+    ("man-guard.png", "give it a light skin tone"),
+    ("firefighter.png", "give it a light skin tone"),
+    ("man-guard.png", "give it a dark skin tone"),
+    ("mermaid.png", "make it a man"),
     ("red-heart.png", "make it green"),
-    ("thumbs-up.png", "give it a dark skin tone"),
-    ("red-apple.png", "make it green"),
-    ("orange-book.png", "make it blue"),
-    ("firefighter.png", "make it a woman"),
-    ("man-guard.png", "make it a woman"),
 )
-HELD_OUT_EDITS = {("firefighter.png", "make it a woman"), ("man-guard.png", "make it a woman")}
+HELD_OUT_EDITS = {
+    ("firefighter.png", "give it a dark skin tone"),
+    ("firefighter.png", "give it a light skin tone"),
+    ("mermaid.png", "make it a man"),
+}
 QUESTION = "what is this?"
 LONGEST_ANSWER = 24
 COMMANDS = (
