@@ -75,6 +75,11 @@ class LoopSettings:
     checkpoint_every: float = 120.0
     stop_at: int | None = None
     optimizer: Literal["adamw", "muon"] = "adamw"
+    micro_batch_size: int = 12
+    micro_batch_tokens: int | None = None
+    ema: float | None = None
+    activation_checkpointing: bool = False
+    compile: bool = False
     seed: int = 0
 
     @property

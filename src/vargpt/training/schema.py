@@ -1,0 +1,368 @@
+"""The schema of a recipe: every key that a recipe may have, with its default and what it means.
+
+Invariant: a section that validates is complete and consistent by itself; what needs the data or the model is checked by
+`vargpt.training.run`. Keys that the schema does not know are refused (see `vargpt.training.recipe`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from vargpt.image_tokenizer.training_loss import TokenizerLossWeights
+from vargpt.scales import NUM_TEMPLATE_SCALES, ScaleSchedule
+from vargpt.training.trainer import LoopSettings
+
+StageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+"""Lower-case letters, digits, - and _: it is the name of a folder."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ScheduleSection(_Section):
+    """The grids that are trained: an aspect template and a prefix of its scales."""
+
+    template: float = 1.0
+    num_scales: int = 10
+
+
+class TextTokenizerSection(_Section):
+    """The byte-level BPE trained on the data's own words."""
+
+    vocab_size: int = Field(1024, ge=300)
+    system_prompt: str | None = None
+
+
+class ImageTokenizerSection(_Section):
+    """Sizes of the image tokenizer (`ImageTokenizerConfig`)."""
+
+    bits: int = 32
+    base_channels: int = 128
+    channel_multipliers: list[int] = [1, 2, 4, 4, 4]
+    num_res_blocks: int = 2
+    stride: int = 16
+    patch_size: int = 1
+
+
+class VisionSection(_Section):
+    """Sizes of the vision tower."""
+
+    depth: int = 4
+    embed_dim: int = 192
+    num_heads: int = 4
+    mlp_ratio: int = 4
+    patch_size: int = 8
+    image_side: int = 64
+
+
+class BackboneSection(_Section):
+    """Sizes of the language model."""
+
+    hidden_size: int = 256
+    intermediate_size: int = 704
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    mrope_section: list[int] = [8, 12, 12]
+
+
+class DecoderSection(_Section):
+    """Sizes of the next-scale decoder (`DecoderConfig`)."""
+
+    hidden_size: int = 256
+    num_heads: int = 4
+    depth: int = 4
+    drop_path_rate: float = 0.0
+
+
+class ModelSection(_Section):
+    """All sizes of a model that is trained from scratch, and its behaviour preset."""
+
+    preset: Literal["vargpt", "official"] = "vargpt"
+    image_tokenizer: ImageTokenizerSection = ImageTokenizerSection()
+    vision: VisionSection = VisionSection()
+    backbone: BackboneSection = BackboneSection()
+    decoder: DecoderSection = DecoderSection()
+
+
+class InitSection(_Section):
+    """Where weights come from before the first stage; without it the model is built from `model` and seeded.
+
+    `model` is a folder or hub name of a whole model in our or the published layout; sizes, tokenizer and preset then
+    come from there. The others fill one part of a model whose sizes `model:` gives: `backbone` a Qwen2-VL model,
+    `image_tokenizer` and `decoder` files of tensors with the published names (without their prefix).
+    """
+
+    model: str | None = None
+    backbone: str | None = None
+    image_tokenizer: str | None = None
+    decoder: str | None = None
+
+
+class SourceSection(_Section):
+    """Where examples come from; `path` is taken from `--data` where it is relative.
+
+    `folder`: images with `metadata.jsonl` (and `edits.jsonl`). `scenes`: drawn on the fly, `count` of them.
+    `conversations`: our JSON lines. `official`, `official-preferences`: the published JSON. `llava`: LLaVA-style JSON.
+    `tar`, `parquet`: shards of captioned images or conversations (a glob pattern in `path`).
+    """
+
+    format: Literal["folder", "scenes", "conversations", "official", "official-preferences", "llava", "tar", "parquet"]
+    path: str = "."
+    images: str | None = None
+    on_error: Literal["stop", "skip"] = "stop"
+    count: int | None = Field(None, gt=0)
+
+
+class DataEntry(_Section):
+    """A share of the samples: which source, used for which task, with which weight (normalised over the stage).
+
+    `chat` takes whole conversations as they are; the other tasks are made from captions, edit pairs and questions.
+    """
+
+    source: str = "data"
+    task: Literal["draw", "caption", "edit", "question", "chat"]
+    weight: float = Field(1.0, gt=0)
+
+
+class LoopSection(_Section):
+    """The loop of one stage; see `LoopSettings` for units."""
+
+    steps: int = Field(gt=0)
+    stop_at: int | None = Field(None, gt=0)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    batch_size: int = Field(gt=0)
+    micro_batch_size: int = Field(12, gt=0)
+    micro_batch_tokens: int | None = Field(None, gt=0)
+    learning_rate: float = Field(gt=0)
+    warmup: float = Field(0.02, ge=0, le=1)
+    final_learning_rate: float = Field(0.02, ge=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    grad_clip: float = Field(1.0, gt=0)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    ema: float | None = Field(None, gt=0, lt=1)
+    activation_checkpointing: bool = False
+    compile: bool = False
+    log_every: int = Field(50, gt=0)
+    evaluate_every: int = Field(500, gt=0)
+    checkpoint_every: float = Field(120.0, gt=0)
+
+    def settings(self, seed: int) -> LoopSettings:
+        """The same as a plain dataclass for the trainer."""
+        return LoopSettings(**self.model_dump(), seed=seed)
+
+
+class TokenizerLossSection(_Section):
+    """Weights of the image tokenizer's losses (`TokenizerLossWeights`)."""
+
+    l1: float = 0.2
+    laplacian: float = 0.2
+    commitment: float = 0.02
+    entropy: float = 0.02
+    entropy_temperature: float = 1.0
+
+    def weights(self) -> TokenizerLossWeights:
+        """The same as a plain dataclass for the loss."""
+        return TokenizerLossWeights(**self.model_dump())
+
+
+class _StageSection(_Section):
+    """What stages have in common.
+
+    `resolution` is the side in pixels of a square image; slots, scales and grids all follow from it. None: the recipe's
+    `schedule`.
+    """
+
+    name: StageName
+    resolution: int | None = Field(None, gt=0)
+
+
+class TokenizerStage(_StageSection):
+    """Train the image tokenizer on the images of a folder or of scenes."""
+
+    kind: Literal["tokenizer"]
+    name: StageName = "tokenizer"
+    loop: LoopSection
+    source: str = "data"
+    trainable: Literal["all", "decoder"] = "all"
+    loss: TokenizerLossSection = TokenizerLossSection()
+    flip: bool = True
+    zoom: float = Field(0.0, ge=0, lt=1)
+    permute_colours: float = Field(0.0, ge=0, le=1)
+
+
+TrainablePreset = Literal[
+    "all",
+    "all_but_vision",
+    "understanding",
+    "language",
+    "language_and_merger",
+    "generation",
+    "projectors",
+    "projectors_and_start",
+    "none",
+]
+"""Named sets of parameters (spec 9.1); see `vargpt.training.build.TRAINABLE`."""
+
+
+class LoraSection(_Section):
+    """Low-rank adapters on the linear layers whose names match `targets` (a regular expression), beside `trainable`."""
+
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: str = r"backbone\.language_model\..*_proj"
+
+
+class SftStage(_StageSection):
+    """Supervised fine-tuning of the unified model on drawing, captioning, editing and any other conversations."""
+
+    kind: Literal["sft"]
+    name: StageName = "sft"
+    loop: LoopSection
+    trainable: TrainablePreset = "all"
+    lora: LoraSection | None = None
+    data: list[DataEntry] = Field(min_length=1)
+    aspect_ratios: Literal["square", "buckets"] = "square"
+    guidance_drop: float = Field(0.1, ge=0, le=1)
+    flip_strength: float = Field(0.3, ge=0, le=1)
+    variety: float = Field(0.3, ge=0, le=1)
+    image_loss_weight: float = Field(3.0, ge=0)
+
+
+class SamplingSection(_Section):
+    """How pictures are sampled for pairs."""
+
+    guidance_scale: float = 1.0
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+
+
+class PairsStage(_StageSection):
+    """Make preference pairs with the model as it now is.
+
+    `chosen: sampled` draws `num_samples` pictures per prompt, scores them and pairs best and worst where their scores
+    differ by `margin`; `chosen: given` takes the data's own picture as chosen and a sampled one as
+    rejected (the paper).
+    """
+
+    kind: Literal["pairs"]
+    name: StageName = "pairs"
+    data: list[DataEntry] = Field(min_length=1)
+    num_prompts: int = Field(gt=0)
+    chosen: Literal["sampled", "given"] = "sampled"
+    num_samples: int = Field(8, gt=0)
+    scorer: str | None = None
+    margin: float = Field(0.0, ge=0)
+    batch_size: int = Field(16, gt=0)
+    sampling: SamplingSection = SamplingSection()
+
+    @model_validator(mode="after")
+    def _can_choose(self) -> Self:
+        if self.chosen == "sampled" and (self.scorer is None or self.num_samples < 2):
+            raise ValueError("pairs of sampled pictures need a scorer and num_samples of at least 2")
+        return self
+
+
+class DpoStage(_StageSection):
+    """Direct preference optimisation on the pairs of a `pairs` stage (its name) or a folder of pair shards.
+
+    The reference is the model as the stage finds it: a frozen `copy`, the base under disabled `adapters`, or its
+    log-probabilities `precomputed` before the first step. `reference_noise: independent` gives policy and reference
+    different bit flips, as the published code does (spec 8.4).
+    """
+
+    kind: Literal["dpo"]
+    name: StageName = "dpo"
+    loop: LoopSection
+    trainable: TrainablePreset = "generation"
+    lora: LoraSection | None = None
+    pairs: str
+    beta: float = Field(0.1, gt=0)
+    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    logp_reduction: Literal["sum", "mean", "scale_mean"] | None = None
+    sft_weight: float = Field(0.0, ge=0)
+    reference: Literal["copy", "adapters", "precomputed"] = "copy"
+    reference_noise: Literal["shared", "independent"] = "shared"
+    flip_strength: float = Field(0.3, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.reference == "adapters" and (self.lora is None or self.trainable != "none"):
+            raise ValueError("reference: adapters needs lora and trainable: none, so that the base is the reference")
+        if self.loss != "sigmoid" and self.label_smoothing:
+            raise ValueError(f"label_smoothing is defined for the sigmoid loss only, got it with {self.loss}")
+        if self.loss == "ipo" and self.logp_reduction == "sum":
+            raise ValueError("the ipo loss is defined for averages: use logp_reduction mean or scale_mean")
+        return self
+
+
+Stage = Annotated[TokenizerStage | SftStage | PairsStage | DpoStage, Field(discriminator="kind")]
+
+STAGE_KINDS: dict[str, type[BaseModel]] = {
+    "tokenizer": TokenizerStage,
+    "sft": SftStage,
+    "pairs": PairsStage,
+    "dpo": DpoStage,
+}
+
+
+class Recipe(_Section):
+    """A whole schedule: what is built and which stages train it, in order.
+
+    `sources` names what the stages' data refer to; `data` always exists and is the folder of `--data`.
+    """
+
+    name: str
+    description: str = ""
+    seed: int = Field(0, ge=0, lt=2**31)
+    validation_fraction: float = Field(0.05, ge=0, lt=1)
+    schedule: ScheduleSection = ScheduleSection()
+    text_tokenizer: TextTokenizerSection = TextTokenizerSection()
+    model: ModelSection = ModelSection()
+    init: InitSection = InitSection()
+    sources: dict[str, SourceSection] = Field(default_factory=dict)
+    export_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    stages: list[Stage] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names) or "model" in names:
+            raise ValueError(f"stage names must differ and none may be 'model' (the result's folder), got {names}")
+        self.sources.setdefault("data", SourceSection(format="folder"))
+        pairs: list[str] = []
+        for stage in self.stages:
+            self.stage_schedule(stage)
+            entries = stage.data if isinstance(stage, SftStage | PairsStage) else []
+            used = [entry.source for entry in entries]
+            used += [stage.source] if isinstance(stage, TokenizerStage) else []
+            for source in used:
+                if source not in self.sources:
+                    raise ValueError(f"stage {stage.name}: no source {source!r}; known: {', '.join(self.sources)}")
+            if isinstance(stage, DpoStage) and stage.pairs in names and stage.pairs not in pairs:
+                raise ValueError(f"stage {stage.name}: {stage.pairs!r} is no pairs stage before it")
+            pairs += [stage.name] if isinstance(stage, PairsStage) else []
+        return self
+
+    def stage_schedule(self, stage: Stage) -> ScaleSchedule:
+        """Grids of a stage's images: of its resolution, or the recipe's own.
+
+        Raises:
+            ValueError: for a resolution that is no side of a square schedule.
+        """
+        stride = self.model.image_tokenizer.stride
+        if stage.resolution is None:
+            return ScaleSchedule(self.schedule.template, self.schedule.num_scales, stride)
+        sides = {ScaleSchedule(1.0, count, stride).image_size[0]: count for count in range(1, NUM_TEMPLATE_SCALES + 1)}
+        if stage.resolution not in sides:
+            raise ValueError(
+                f"stage {stage.name}: resolution must be one of {', '.join(map(str, sides))} at stride {stride}, "
+                f"got {stage.resolution}"
+            )
+        return ScaleSchedule(self.schedule.template, sides[stage.resolution], stride)
