@@ -15,7 +15,8 @@ from vargpt.image_tokenizer import ImageTokenizer
 from vargpt.image_tokenizer.initialization import initialize
 from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
-from vargpt.training.recipe import Recipe, TrainablePreset
+from vargpt.training.recipe import Recipe
+from vargpt.training.trainable import set_trainable as set_trainable  # run.py takes it from here
 
 _ROPE_THETA = 10_000.0
 
@@ -81,15 +82,3 @@ def build_model(recipe: Recipe, processor: VargptProcessor) -> VargptForConditio
     initialize(tokenizer)
     model.image_tokenizer.load_state_dict(tokenizer.state_dict())
     return model
-
-
-def set_trainable(model: VargptForConditionalGeneration, preset: TrainablePreset) -> None:
-    """Make a named set of parameters trainable and freeze the rest (spec 9.1), the image tokenizer always."""
-    prefixes = {
-        "projectors": ("in_projector.", "out_projector."),
-        "understanding": ("backbone.", "lm_head."),
-        "generation": ("decoder.", "in_projector.", "out_projector.", "start_embedding"),
-        "all": ("backbone.", "lm_head.", "decoder.", "in_projector.", "out_projector.", "start_embedding"),
-    }[preset]
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(prefixes))
