@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
@@ -134,13 +133,17 @@ class VargptProcessor(ProcessorMixin):
             slots,
             for_generation=not training,
         )
-        fit = fit or ("official" if self.draws_official else "crop")
         return Encoded(
             ids=np.array(rendered.ids, dtype=np.int64),
             is_answer=np.array(rendered.is_answer, dtype=bool),
             images=images,
             draw_columns=tuple(rendered.draw_columns),
-            targets=tuple(self._target(part.image, schedule, fit, crop_offset) for part in drawings),
+            targets=tuple(
+                None
+                if part.image is None or schedule is None
+                else self.target(part.image, schedule, fit=fit, offset=crop_offset)
+                for part in drawings
+            ),
             schedule=schedule if drawings else None,
             drop_start=drop_start,
         )
@@ -207,26 +210,27 @@ class VargptProcessor(ProcessorMixin):
         official = training and self.behaviour.image_resize == "official"
         return prepare_understanding(open_image(image), self.image_processor, official_training=official)
 
-    @property
-    def chat(self) -> ChatFormat:
-        """The chat format of this tokenizer and system prompt."""
-        return ChatFormat(self.special, self._encoder, self.system_prompt)
-
-    def _target(
+    def target(
         self,
-        image: DrawSource | None,
-        schedule: ScaleSchedule | None,
-        fit: Literal["crop", "pad", "official"],
-        offset: tuple[float, float],
-    ) -> Tensor | None:
-        if image is None or schedule is None:
-            return None
+        image: DrawSource,
+        schedule: ScaleSchedule,
+        *,
+        fit: Literal["crop", "pad", "official"] | None = None,
+        offset: tuple[float, float] = (0.5, 0.5),
+    ) -> torch.Tensor:
+        """Prepare an image to draw: pixels [3, H, W] in [-1, 1] of the schedule's size; see `encode` for the rest."""
         if isinstance(image, torch.Tensor):
             expected = (3, *schedule.image_size)
             if tuple(image.shape) != expected:
                 raise ValueError(f"target pixels must have shape {expected} for its schedule, got {tuple(image.shape)}")
             return image
+        fit = fit or ("official" if self.draws_official else "crop")
         return target_pixels(open_image(image), schedule, fit=fit, offset=offset)
+
+    @property
+    def chat(self) -> ChatFormat:
+        """The chat format of this tokenizer and system prompt."""
+        return ChatFormat(self.special, self._encoder, self.system_prompt)
 
     # transformers ---------------------------------------------------------------------------------------------------
 

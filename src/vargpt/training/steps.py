@@ -1,6 +1,6 @@
 """The one place where training draws at random: what a sample is worded like, what is dropped, cropped and flipped.
 
-Invariant: every draw is a function of (seed, stage, position in the stage's order, purpose) alone, so it does not depend
+Invariant: every draw is a function of (seed, stage, position in its order, purpose) alone, so it does not depend
 on batches, ranks or resumes, and two models that look at the same position see the same tensors.
 """
 

@@ -1,0 +1,82 @@
+"""Images of training conversations, prepared once: patches to read, tokenizer latents to draw.
+
+Invariant: what comes out does not depend on what was asked before: every latent is computed alone (one image per
+call of the tokenizer), so a run that resumes with an empty cache sees bitwise the same values.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vargpt.image_tokenizer import ImageTokenizer
+from vargpt.processing.conversation import DrawSource, UnderstandSource
+from vargpt.processing.images import PreparedImage
+from vargpt.processing.processor import VargptProcessor
+from vargpt.scales import ScaleSchedule
+
+MAX_BYTES = 2 << 30
+"""Memory that each of the two caches may take; the least recently used go first."""
+
+
+class _Recent:
+    """A mapping of tensors that forgets the least recently used beyond a number of bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._items: OrderedDict[Hashable, PreparedImage | Tensor] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], PreparedImage | Tensor]) -> PreparedImage | Tensor:
+        if key in self._items:
+            self._items.move_to_end(key)
+            return self._items[key]
+        value = self._items[key] = make()
+        self._bytes += _size(value)
+        while self._bytes > self._max_bytes and len(self._items) > 1:
+            self._bytes -= _size(self._items.popitem(last=False)[1])
+        return value
+
+
+class ImageCache:
+    """Prepares images and keeps those that come from files.
+
+    Args:
+        tokenizer: the image tokenizer, frozen while the cache lives.
+        max_bytes: memory for patches, and again for latents.
+    """
+
+    def __init__(self, processor: VargptProcessor, tokenizer: ImageTokenizer, max_bytes: int = MAX_BYTES) -> None:
+        self._processor, self._tokenizer = processor, tokenizer
+        self._patches, self._latents = _Recent(max_bytes), _Recent(max_bytes)
+
+    def patches(self, source: UnderstandSource) -> PreparedImage:
+        """The image as patches to understand."""
+        if not isinstance(source, Path):
+            return self._processor.understand(source, training=True)
+        value = self._patches.get(str(source), lambda: self._processor.understand(source, training=True))
+        assert isinstance(value, PreparedImage)
+        return value
+
+    def latent(self, source: DrawSource, schedule: ScaleSchedule, offset: tuple[float, float] = (0.5, 0.5)) -> Tensor:
+        """Tokenizer features of an image at the schedule's size, float32 [d, h, w] on the CPU."""
+        if not isinstance(source, Path):
+            return self._features(source, schedule, offset)
+        key = (str(source), schedule, offset)
+        value = self._latents.get(key, lambda: self._features(source, schedule, offset))
+        assert isinstance(value, Tensor)
+        return value
+
+    @torch.no_grad()
+    def _features(self, source: DrawSource, schedule: ScaleSchedule, offset: tuple[float, float]) -> Tensor:
+        pixels_3HW = self._processor.target(source, schedule, offset=offset)
+        device = self._tokenizer.encoder.conv_in.weight.device
+        return self._tokenizer.features(pixels_3HW[None].to(device))[0].cpu()
+
+
+def _size(value: PreparedImage | Tensor) -> int:
+    tensor = value.patches if isinstance(value, PreparedImage) else value
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,148 @@
+"""Supervised fine-tuning: reading, drawing and editing conversations under one loss rule (a `Task` of the trainer).
+
+Invariant: the loss is a mean over all text targets and all drawn images of the step, whatever the micro-batches and
+ranks it was split into; a batch is a function of (seed, step).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vargpt import losses
+from vargpt.data.sources.protocol import Source
+from vargpt.inputs import ModelInputs
+from vargpt.model.modeling import VargptForConditionalGeneration, VargptOutput
+from vargpt.processing.conversation import Conversation
+from vargpt.processing.processor import VargptProcessor
+from vargpt.scales import ScaleSchedule
+from vargpt.training import distributed
+from vargpt.training.examples import ExampleMaker, SampleStream
+from vargpt.training.image_cache import ImageCache
+from vargpt.training.micro_batches import Example, MicroBatch, group_examples, make_micro_batch
+from vargpt.training.schema import SftStage
+
+_SHORT = 128
+"""Columns up to which the plain SDPA backend is faster on a CPU (its backward is 3 times faster below 100)."""
+
+
+def short_sequence_attention(inputs: ModelInputs, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """The plain SDPA backend for short rows on a CPU; elsewhere PyTorch's own choice."""
+    if device.type != "cpu" or inputs.input_ids_BT.shape[1] > _SHORT:
+        return contextlib.nullcontext()
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def keep_in_graph(output: VargptOutput) -> Tensor:
+    """Zero, computed from all that the forward made.
+
+    Under several ranks a micro-batch may hold nothing but a filler row; its backward must still pass through every
+    sharded module, or the gradients' collectives of the other ranks wait for ever.
+    """
+    zero = 0.0 * output.hidden_BTD.float().sum()
+    for part in (output.target_logits_SV, output.bit_logits_ILd2):
+        if part is not None:
+            zero = zero + 0.0 * part.float().sum()
+    return zero
+
+
+class SftTask:
+    """Joint next-token and next-scale training.
+
+    Args:
+        validation: conversations by name (`draw`, `caption`, ...) that are evaluated in their canonical wording.
+    """
+
+    def __init__(
+        self,
+        model: VargptForConditionalGeneration,
+        processor: VargptProcessor,
+        sources: Mapping[str, Source],
+        cache: ImageCache,
+        schedule: ScaleSchedule,
+        stage: SftStage,
+        seed: int,
+        validation: Mapping[str, Sequence[Conversation]] | None = None,
+    ) -> None:
+        self.module = model
+        self._processor, self._schedule, self._stage = processor, schedule, stage
+        self._stream = SampleStream(stage.name, stage.data, sources, stage.variety, seed)
+        self._maker = ExampleMaker(stage, processor, cache, schedule, model.config.image_tokenizer.bits, seed)
+        tasks = {entry.task for entry in stage.data}
+        self._validation = {name: list(items) for name, items in (validation or {}).items() if name in tasks and items}
+
+    def positions(self, step: int) -> range:
+        """Positions of this rank's samples in a step: every rank takes its own stretch of the step's samples."""
+        size, ranks = self._stage.loop.batch_size, distributed.world_size()
+        rank = distributed.rank()
+        return range(step * size + size * rank // ranks, step * size + size * (rank + 1) // ranks)
+
+    def batch(self, step: int) -> list[MicroBatch]:
+        """This rank's samples of a step, collated in micro-batches of like length."""
+        examples = [self._maker.training(self._stream.at(position), position) for position in self.positions(step)]
+        return self._collate(examples)
+
+    def _collate(self, examples: Sequence[Example]) -> list[MicroBatch]:
+        loop, tokenizer = self._stage.loop, self.module.image_tokenizer
+        groups = group_examples(examples, loop.micro_batch_size, loop.micro_batch_tokens)
+        several = distributed.world_size() > 1
+        if several:
+            groups += [[] for _ in range(distributed.max_int(len(groups)) - len(groups))]
+        return [make_micro_batch(group, self._processor, tokenizer, fill=several) for group in groups]
+
+    def counts(self, batch: Sequence[MicroBatch]) -> dict[str, float]:
+        """Denominators: text targets and drawn images; `tokens` and `samples` for the record."""
+        return {
+            "targets": float(sum(micro.num_targets for micro in batch)),
+            "images": float(sum(micro.num_images for micro in batch)),
+            "tokens": float(sum(micro.num_tokens for micro in batch)),
+        }
+
+    def loss(self, micro: MicroBatch, counts: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """This micro-batch's share of text loss plus weighted image loss (spec 6.6), with both by name and scale."""
+        inputs = micro.inputs.to(self.module.device)
+        with short_sequence_attention(inputs, self.module.device):
+            output = self.module(inputs, text_logits="targets")
+        assert output.targets_S is not None
+        assert output.target_logits_SV is not None
+        share = output.targets_S.numel() / max(counts["targets"], 1.0)
+        text = losses.selected_text_loss(output.target_logits_SV, output.targets_S) * share
+        metrics = {"text_loss": text.detach()} if counts["targets"] else {}
+        image = None
+        if micro.num_images:
+            image, image_metrics = self._image_share(output, inputs, micro.num_images, counts["images"])
+            metrics |= image_metrics
+        total = losses.total_loss(text, image, self._stage.image_loss_weight)
+        return (total + keep_in_graph(output) if distributed.world_size() > 1 else total), metrics
+
+    def _image_share(
+        self, output: VargptOutput, inputs: ModelInputs, num_images: int, all_images: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Shares of image loss and of loss and accuracy per scale; a filler's drawing, the last, is left out."""
+        assert output.bit_logits_ILd2 is not None
+        assert inputs.labels_ILd is not None
+        assert inputs.schedule is not None
+        logits_ILd2, labels_ILd = output.bit_logits_ILd2[:num_images], inputs.labels_ILd[:num_images]
+        share = num_images / all_images
+        weights = self.module.config.behaviour.image_loss_weights
+        image = losses.image_loss(logits_ILd2, labels_ILd, inputs.schedule, weights) * share
+        metrics = {"image_loss": image.detach()}
+        by_scale = losses.scale_metrics(logits_ILd2, labels_ILd, inputs.schedule)
+        for name, values in zip(("bit_loss", "bit_accuracy"), by_scale, strict=True):
+            metrics |= {f"{name}/scale{k}": value * share for k, value in enumerate(values)}
+        return image, metrics
+
+    def evaluate(self) -> dict[str, float]:
+        """Losses on what was set aside: canonical wording, no drops, no flips; the same on every rank."""
+        values: dict[str, float] = {}
+        for conversations in self._validation.values():
+            batch = self._collate([self._maker.canonical(conversation) for conversation in conversations])
+            counts = self.counts(batch)
+            for micro in batch:
+                for name, value in self.loss(micro, counts)[1].items():
+                    values[name] = values.get(name, 0.0) + float(value)
+        return values
