@@ -17,15 +17,7 @@ from torch import Tensor, nn
 from vargpt.training import checkpoints
 from vargpt.training.checkpoints import list_checkpoints, load_latest, save_checkpoint
 from vargpt.training.journal import read_journal
-from vargpt.training.trainer import (
-    LoopSettings,
-    StopRequest,
-    TimeLimitReached,
-    Trainer,
-    learning_rate_at,
-    parameter_groups,
-    set_training_mode,
-)
+from vargpt.training.trainer import LoopSettings, StopRequest, TimeLimitReached, Trainer, set_training_mode
 
 SETTINGS = LoopSettings(
     steps=6, batch_size=2, learning_rate=0.1, precision="fp32", log_every=1, evaluate_every=4, checkpoint_every=1e9
@@ -33,23 +25,26 @@ SETTINGS = LoopSettings(
 
 
 class Line:
-    """Fit y = w x; `on_step` is called with each step's number."""
+    """Fit y = w x; `on_step` is called with each step's number; `micro` rows to a micro-batch."""
 
-    def __init__(self, on_step: Any = None, poison: int | None = None) -> None:
+    def __init__(self, on_step: Any = None, poison: int | None = None, micro: int = 3) -> None:
         self.module = nn.Linear(2, 1)
         nn.init.constant_(self.module.weight, 0.5)
         nn.init.zeros_(self.module.bias)
-        self.on_step, self.poison = on_step, poison
+        self.on_step, self.poison, self.micro = on_step, poison, micro
 
-    def batch(self, step: int) -> Tensor:
+    def batch(self, step: int) -> list[Tensor]:
         if self.on_step is not None:
             self.on_step(step)
         values = torch.randn(4, 2, generator=torch.Generator().manual_seed(step))
-        return values * float("nan") if step == self.poison else values
+        return list((values * float("nan") if step == self.poison else values).split(self.micro))
 
-    def loss(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = (self.module(batch) - batch.sum(1, keepdim=True) * 3).square().mean()
-        return loss, {"error": loss.detach().sqrt()}
+    def counts(self, batch: list[Tensor]) -> dict[str, float]:
+        return {"rows": sum(len(values) for values in batch)}
+
+    def loss(self, micro: Tensor, counts: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = (self.module(micro) - micro.sum(1, keepdim=True) * 3).square().sum() / counts["rows"]
+        return loss, {"error": loss.detach() * 2}
 
     def evaluate(self) -> dict[str, float]:
         assert not self.module.training
@@ -64,26 +59,6 @@ def run(directory: Path, settings: LoopSettings = SETTINGS, task: Line | None = 
     task = task or Line()
     Trainer("line", task, settings, directory).run(StopRequest(**stop))
     return task
-
-
-def test_learning_rate_by_literal_values():
-    settings = LoopSettings(steps=10, batch_size=1, learning_rate=1.0, warmup=0.2, final_learning_rate=0.1)
-    rates = [learning_rate_at(step, settings) for step in range(11)]
-    cosine = [1.0, 0.96574, 0.86820, 0.72221, 0.55, 0.37779, 0.23180, 0.13426, 0.1]
-    assert rates == pytest.approx([0.5, 1.0, *cosine], abs=1e-5)
-    no_warmup = replace(settings, warmup=0.0)
-    assert learning_rate_at(0, no_warmup) == 1.0
-
-
-def test_matrices_decay_but_vectors_and_embeddings_do_not():
-    module = nn.ModuleDict({"proj": nn.Linear(2, 3), "embed_tokens": nn.Embedding(4, 2), "norm": nn.LayerNorm(3)})
-    module["proj"].weight.requires_grad_(True)
-    frozen = nn.Linear(2, 2).requires_grad_(False)
-    module["frozen"] = frozen
-    decayed, plain = parameter_groups(module, 0.3)
-    assert decayed["weight_decay"] == 0.3 and plain["weight_decay"] == 0.0
-    assert [tuple(p.shape) for p in decayed["params"]] == [(3, 2)]
-    assert sorted(tuple(p.shape) for p in plain["params"]) == [(3,), (3,), (3,), (4, 2)]
 
 
 def test_frozen_modules_run_in_evaluation_mode():
@@ -133,6 +108,27 @@ class _StopAfter(StopRequest):
         """Looked at once per step."""
         self._left -= 1
         return "a test" if self._left == 0 else None
+
+
+def test_micro_batches_add_up_to_the_whole_batch(tmp_path: Path):
+    """Over 20 steps, the last loss and the drift of every weight; a mean per micro-batch would weigh rows unequally."""
+    settings = replace(SETTINGS, steps=20, log_every=1)
+    tasks = {micro: run(tmp_path / str(micro), settings, Line(micro=micro)) for micro in (4, 3, 2, 1)}
+    journals = {micro: read_journal(tmp_path / str(micro) / "journal.jsonl") for micro in tasks}
+    for micro in (3, 2, 1):
+        assert (
+            torch.equal(weights(tasks[micro]), weights(tasks[4]))
+            or float((weights(tasks[micro]) - weights(tasks[4])).abs().max()) < 1e-6
+        )
+        for whole, cut in zip(journals[4], journals[micro], strict=True):
+            assert cut == pytest.approx(whole, rel=1e-5)
+
+
+def test_nothing_to_train_is_an_error(tmp_path: Path):
+    task = Line()
+    task.module.requires_grad_(False)
+    with pytest.raises(ValueError, match="stage line trains nothing"):
+        run(tmp_path, task=task)
 
 
 def test_logging_and_checkpoints_change_nothing(tmp_path: Path):

@@ -1,6 +1,7 @@
 """The stage that trains the image tokenizer from scratch.
 
-Invariant: a batch is a pure function of (seed, step): which images, how each is flipped, zoomed and coloured.
+Invariant: which image stands at a position, and how it is flipped, zoomed and coloured, is a function of (seed, stage,
+position) alone; step s takes positions s * batch_size and on, of which every rank gets its share.
 Shapes: `images_B3HW` in [-1, 1].
 """
 
@@ -17,7 +18,9 @@ from vargpt.image_tokenizer.tokenizer import ImageTokenizer
 from vargpt.image_tokenizer.training_loss import tokenizer_loss
 from vargpt.processing.images import target_pixels
 from vargpt.scales import ScaleSchedule
-from vargpt.training.recipe import TokenizerStage
+from vargpt.training import distributed
+from vargpt.training.schema import TokenizerStage
+from vargpt.training.steps import stream_seed
 
 _EVALUATION_BATCH = 64
 
@@ -59,7 +62,11 @@ class SampleOrder:
 
 
 class TokenizerTask:
-    """Reconstruction of the folder's images (a `Task` of the trainer)."""
+    """Reconstruction of the folder's images (a `Task` of the trainer).
+
+    All terms are means over the step's images but one: the usage of bits (`bit_usage`) is the entropy of an average over
+    a micro-batch, so it depends on `micro_batch_size`.
+    """
 
     def __init__(
         self, tokenizer: ImageTokenizer, folder: ImageFolder, schedule: ScaleSchedule, stage: TokenizerStage, seed: int
@@ -81,12 +88,20 @@ class TokenizerTask:
     def _load(self, part: Part) -> Tensor:
         return load_targets(self._folder, [r.file_name for r in self._folder.split_images(part)], self._schedule)
 
-    def batch(self, step: int) -> Tensor:
-        """Augmented images of a step."""
+    def batch(self, step: int) -> list[Tensor]:
+        """This rank's augmented images of a step, in micro-batches."""
         size = self._stage.loop.batch_size
-        indices = self._order.take(step * size, size)
-        generator = torch.Generator().manual_seed(self._seed * 7_368_787 + step)
-        return torch.stack([self._augment(to_signed(self._train[index]), generator) for index in indices])
+        positions = [step * size + index for index in distributed.share(size)]
+        images = []
+        for position in positions:
+            seed = stream_seed(self._seed, self._stage.name, position, "augment")
+            image = to_signed(self._train[self._order.take(position, 1)[0]])
+            images.append(self._augment(image, torch.Generator().manual_seed(seed)))
+        return list(torch.stack(images).split(self._stage.loop.micro_batch_size)) if images else []
+
+    def counts(self, batch: list[Tensor]) -> dict[str, float]:
+        """The number of images."""
+        return {"images": sum(len(images) for images in batch)}
 
     def _augment(self, image_3HW: Tensor, generator: torch.Generator) -> Tensor:
         stage = self._stage
@@ -105,9 +120,11 @@ class TokenizerTask:
             image_3HW = torch.nn.functional.interpolate(crop, size=size, mode="bilinear", antialias=True)[0]
         return image_3HW
 
-    def loss(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Tokenizer loss and its parts."""
-        return tokenizer_loss(self.module, batch, self._schedule, self._stage.loss.weights())
+    def loss(self, micro: Tensor, counts: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The micro-batch's share of the tokenizer loss and its parts."""
+        loss, parts = tokenizer_loss(self.module, micro, self._schedule, self._stage.loss.weights())
+        share = len(micro) / counts["images"]
+        return loss * share, {name: value * share for name, value in parts.items()}
 
     def evaluate(self) -> dict[str, float]:
         """Reconstruction of held-out images; empty without any."""

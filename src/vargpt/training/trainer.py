@@ -1,160 +1,65 @@
 """The training loop: it knows no loss, no data and no model, only steps.
 
-Invariant: step s sees batch(s) and a generator state that is a function of (seed, s) alone, so a run that was
-killed and resumed ends with bitwise the same weights as an unbroken one on the same CPU.
+Invariant: step s sees batch(s) and generator states that are functions of (seed, stage, s, rank, micro-batch) alone, so
+a run that was killed and resumed ends with bitwise the same weights as an unbroken one on the same CPU.
 """
 
 from __future__ import annotations
 
 import math
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from vargpt.training import distributed
 from vargpt.training.checkpoints import load_latest, save_checkpoint
 from vargpt.training.journal import Journal, plot_curves
+from vargpt.training.optim import build_optimizers, learning_rate_at
+from vargpt.training.settings import LoopSettings
+from vargpt.training.steps import stream_seed
+from vargpt.training.stopping import StopRequest, TimeLimitReached
 
-BatchT = TypeVar("BatchT")
+__all__ = ["LoopSettings", "StopRequest", "Task", "TimeLimitReached", "Trainer", "set_training_mode"]
 
-_MUON_PARTS = (".layers.", ".blocks.", "projector.", ".merger.")
-"""Names of the matrices that Muon may take: those inside blocks, projectors and the vision merger."""
-
-_ADAMW_RATE_BESIDE_MUON = 0.4
+MicroT = TypeVar("MicroT")
 
 
-class Task(Protocol[BatchT]):
-    """What a stage trains: the module, its batches and its loss."""
+class Task(Protocol[MicroT]):
+    """What a stage trains: the module, its batches and its loss.
+
+    A step's batch is cut into micro-batches, each of which fits in memory with its gradients' graph.
+    """
 
     @property
     def module(self) -> nn.Module:
         """What is trained: the parameters that require a gradient."""
         ...
 
-    def batch(self, step: int) -> BatchT:
-        """Return the batch of a step; a pure function of the step."""
+    def batch(self, step: int) -> list[MicroT]:
+        """Return this rank's micro-batches of a step; a pure function of (step, rank, world size).
+
+        All ranks return the same number, and run the same modules for each (see `vargpt.training.distributed`).
+        """
         ...
 
-    def loss(self, batch: BatchT) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss and scalar metrics."""
+    def counts(self, batch: list[MicroT]) -> dict[str, float]:
+        """Return the denominators of this rank's batch (valid targets, images, ...); the loop adds them over ranks."""
+        ...
+
+    def loss(self, micro: MicroT, counts: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return a micro-batch's share of the step's loss and of its scalar metrics.
+
+        Numerators divided by the step's `counts` (of all ranks), so that shares add up over micro-batches and ranks.
+        """
         ...
 
     def evaluate(self) -> dict[str, float]:
-        """Return validation metrics."""
+        """Return validation metrics, the same on all ranks; every rank calls it."""
         ...
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """Hyper-parameters of one stage; `log_every` and `evaluate_every` in steps, `checkpoint_every` in seconds.
-
-    The learning rate is scheduled over `steps`. `stop_at` ends the stage before that, at a rate that is still high,
-    where a following stage goes on with the same weights.
-    """
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    warmup: float = 0.02
-    final_learning_rate: float = 0.02
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.95)
-    grad_clip: float = 1.0
-    precision: str = "bf16"
-    log_every: int = 50
-    evaluate_every: int = 500
-    checkpoint_every: float = 120.0
-    stop_at: int | None = None
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    micro_batch_size: int = 12
-    micro_batch_tokens: int | None = None
-    ema: float | None = None
-    activation_checkpointing: bool = False
-    compile: bool = False
-    seed: int = 0
-
-    @property
-    def last_step(self) -> int:
-        """The step at which the stage is finished."""
-        return self.steps if self.stop_at is None else min(self.stop_at, self.steps)
-
-
-class TimeLimitReached(Exception):
-    """The run was asked to stop (time limit, SIGTERM or Ctrl-C) and has saved a checkpoint."""
-
-
-class StopRequest:
-    """A wish to stop, by the clock or by a signal: the loop saves a checkpoint before it ends.
-
-    Args:
-        time_limit: seconds from now; None for no limit.
-    """
-
-    def __init__(self, time_limit: float | None = None) -> None:
-        self._deadline = None if time_limit is None else time.monotonic() + time_limit
-        self.signal: str | None = None
-        """Name of the signal that came, or None."""
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Listen to SIGTERM and SIGINT; a second Ctrl-C ends at once. Only the main thread can listen."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            if self.signal is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.signal = signal.Signals(number).name
-            print(f"{self.signal}: saving a checkpoint after this step", file=sys.stderr, flush=True)
-
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @property
-    def reason(self) -> str | None:
-        """Why to stop, or None."""
-        if self.signal is not None:
-            return self.signal
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            return "the time limit"
-        return None
-
-
-def learning_rate_at(step: int, settings: LoopSettings) -> float:
-    """Linear warm-up over a fraction `warmup` of the steps, then cosine down to `final_learning_rate` of the peak."""
-    warmup_steps = max(1, round(settings.warmup * settings.steps))
-    if step < warmup_steps:
-        return settings.learning_rate * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, settings.steps - warmup_steps)
-    floor = settings.final_learning_rate
-    return settings.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split trainable parameters: those of two or more axes decay, but for all whose name says `embed`.
-
-    Hence matrices and kernels decay; biases, gains and the embeddings of tokens, patches, words and levels do not.
-    """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            (decayed if parameter.ndim >= 2 and "embed" not in name else plain).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
 def set_training_mode(module: nn.Module) -> None:
@@ -166,38 +71,15 @@ def set_training_mode(module: nn.Module) -> None:
             child.eval()
 
 
-def build_optimizers(module: nn.Module, settings: LoopSettings) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Return optimizers with their share of the learning rate: AdamW, or Muon for matrices and AdamW for the rest.
-
-    Muon (momentum, orthogonalised by Newton-Schulz) takes the matrices inside blocks and projectors, with steps of
-    AdamW's size (`match_rms_adamw`); vectors, embeddings, heads and modulations keep AdamW at a lower rate.
-    """
-    groups = parameter_groups(module, settings.weight_decay)
-    matrices: list[nn.Parameter] = []
-    if settings.optimizer == "muon":
-        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        matrices = [
-            p for name, p in named
-            if p.ndim == 2 and name.endswith(".weight") and any(part in name for part in _MUON_PARTS)
-        ]  # fmt: skip
-    chosen = {id(p) for p in matrices}
-    for group in groups:
-        group["params"] = [p for p in group["params"] if id(p) not in chosen]
-    adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
-    if not matrices:
-        return [(adamw, 1.0)]
-    muon = torch.optim.Muon(
-        matrices, lr=settings.learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
-    return [(muon, 1.0), (adamw, _ADAMW_RATE_BESIDE_MUON)]
-
-
-class Trainer(Generic[BatchT]):
+class Trainer(Generic[MicroT]):
     """Runs one stage of `settings.steps` optimiser steps in `directory`, going on where a killed run stopped."""
 
-    def __init__(self, name: str, task: Task[BatchT], settings: LoopSettings, directory: Path) -> None:
+    def __init__(self, name: str, task: Task[MicroT], settings: LoopSettings, directory: Path) -> None:
         self._name, self._task, self._settings, self._directory = name, task, settings, directory
         self._parameters = [p for p in task.module.parameters() if p.requires_grad]
+        if not self._parameters:
+            raise ValueError(f"stage {name} trains nothing: no parameter of {type(task.module).__name__} is trainable")
+        self._device = self._parameters[0].device
         self._optimizers = build_optimizers(task.module, settings)
 
     def run(self, stop: StopRequest | None = None) -> None:
@@ -228,22 +110,29 @@ class Trainer(Generic[BatchT]):
                 raise TimeLimitReached(f"{self._name}: stopped by {reason} after step {step}; run again to go on")
 
     def _step(self, step: int) -> dict[str, Tensor]:
+        """One optimiser step; return this rank's share of loss and metrics, and the norm of all gradients."""
         settings = self._settings
-        torch.manual_seed(settings.seed * 1_000_003 + step)  # stochastic depth is the only user of the global stream
         batch = self._task.batch(step)
+        counts = distributed.sum_counts(self._task.counts(batch))
+        total: dict[str, Tensor] = {}
+        for index, micro in enumerate(batch):
+            # Stochastic depth is the only user of the global stream.
+            torch.manual_seed(stream_seed(settings.seed, self._name, step, f"forward {distributed.rank()} {index}"))
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                loss, metrics = self._task.loss(micro, counts)
+            if loss.requires_grad:  # text alone does not pass through a trained decoder
+                loss.backward()
+            for name, value in {"loss": loss, **metrics}.items():
+                total[name] = total[name] + value.detach() if name in total else value.detach()
         for optimizer, factor in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = factor * learning_rate_at(step, settings)
-        device = self._parameters[0].device.type
-        with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bf16"):
-            loss, metrics = self._task.loss(batch)
-        loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
-        self._require_finite(step + 1, loss.detach(), norm)
+        self._require_finite(step + 1, total["loss"], norm)
         for optimizer, _ in self._optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss.detach(), **metrics, "grad_norm": norm}
+        return {**total, "grad_norm": norm}
 
     def _require_finite(self, step: int, loss: Tensor, norm: Tensor) -> None:
         """Stop before the weights are touched: a checkpoint never holds what a broken step made."""
