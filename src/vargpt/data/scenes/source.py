@@ -1,0 +1,114 @@
+"""Scenes as training examples: conversations that draw, caption, question and edit, without end.
+
+Invariant: an example is a function of (seed, index, task, split, size) and of nothing else, so that training can be
+resumed, repeated and shared out in any way.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from PIL import Image
+
+from vargpt.data.instructions import caption_conversation, draw_conversation, edit_conversation
+from vargpt.data.scenes.edits import Edit, make_edit
+from vargpt.data.scenes.questions import Question, ask
+from vargpt.data.scenes.render import render_image
+from vargpt.data.scenes.sampler import Kind, sample_scene
+from vargpt.data.scenes.words import long_caption, short_caption
+from vargpt.data.scenes.world import Scene, Split
+from vargpt.processing.conversation import Conversation, ImagePart, assistant, user
+
+SceneTask = Literal["draw", "caption", "question", "edit"]
+TASKS: tuple[SceneTask, ...] = get_args(SceneTask)
+
+
+@dataclass(frozen=True)
+class SceneExample:
+    """One training example and what it was made from.
+
+    Attributes:
+        conversation: complete; the image to understand and the image to draw are PIL images.
+        scene: what is in the image asked about, or what is to be drawn; for an edit, its source.
+        prompt: the caption, question or instruction alone.
+        question, edit: set for their tasks.
+    """
+
+    task: SceneTask
+    conversation: Conversation
+    scene: Scene
+    prompt: str
+    question: Question | None = None
+    edit: Edit | None = None
+
+    @property
+    def target(self) -> Scene | None:
+        """The scene to be drawn; None where the answer is words."""
+        if self.task == "draw":
+            return self.scene
+        return self.edit.target if self.edit is not None else None
+
+
+def scene_example(
+    seed: int | str,
+    index: int,
+    task: SceneTask,
+    *,
+    height: int = 64,
+    width: int = 64,
+    split: Split = "train",
+    kind: Kind | None = None,
+    variety: float = 0.3,
+    long_captions: float = 0.0,
+) -> SceneExample:
+    """Make one example.
+
+    Args:
+        kind: of the scene (of the source, for an edit); by chance where None.
+        variety: chance of another wording than the canonical one, of the caption and of the request each.
+        long_captions: chance of a caption of full sentences in `draw` and `caption`.
+
+    Raises:
+        ValueError: for an unknown task, split or kind.
+    """
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}, expected one of {', '.join(TASKS)}")
+    generator = random.Random(f"scene example {seed} {index} {task} {split}")
+    aspect = width / height
+    if task == "edit":
+        return _edit_example(generator, height, width, split, kind, variety)
+    scene = sample_scene(generator, split, kind, aspect)
+    image = render_image(scene, height, width)
+    if task == "question":
+        question = ask(scene, generator)
+        assert question is not None
+        conversation = question_conversation(image, question)
+        return SceneExample("question", conversation, scene, question.text, question=question)
+    worded = generator if generator.random() < variety else None
+    caption = (long_caption if generator.random() < long_captions else short_caption)(scene, worded)
+    if task == "draw":
+        conversation = draw_conversation(caption, image, generator, variety)
+    else:
+        conversation = caption_conversation(image, caption, generator, variety)
+    return SceneExample(task, conversation, scene, caption)
+
+
+def question_conversation(image: Image.Image, question: Question) -> Conversation:
+    """A question about an image, answered."""
+    return Conversation(messages=(user(ImagePart(image=image), question.text), assistant(question.answer)))
+
+
+def _edit_example(
+    generator: random.Random, height: int, width: int, split: Split, kind: Kind | None, variety: float
+) -> SceneExample:
+    """An edit; in the unseen split the target shows a held-out combination and the source is any training scene."""
+    source_split: Split = "train" if split == "unseen" else split
+    while True:
+        edit = make_edit(sample_scene(generator, source_split, kind, width / height), generator, split=split)
+        if edit is not None:
+            break
+    source, target = (render_image(scene, height, width) for scene in (edit.source, edit.target))
+    conversation = edit_conversation(source, target, edit.instruction, generator, variety)
+    return SceneExample("edit", conversation, edit.source, edit.instruction, edit=edit)
