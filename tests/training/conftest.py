@@ -38,7 +38,8 @@ def folder(data: Path) -> ImageFolder:
 @pytest.fixture(scope="session")
 def processor(folder: ImageFolder) -> VargptProcessor:
     """The tiny recipe's processor."""
-    return build_processor(recipe_with(), folder)
+    texts = [record.text for record in folder.split_images("train")]
+    return build_processor(recipe_with(), [*texts, *(edit.instruction for edit in folder.split_edits("train"))])
 
 
 @pytest.fixture(scope="session")

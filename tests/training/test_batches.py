@@ -2,53 +2,69 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_helpers import recipe_with
+from PIL import Image
+from training_helpers import recipe_with, sft_task, tokenizer_task, write_data
 
 from vargpt.data.folder import ImageFolder
+from vargpt.inputs import ModelInputs
 from vargpt.processing.processor import VargptProcessor
 from vargpt.scales import ScaleSchedule
 from vargpt.training.build import build_model
-from vargpt.training.conversations_stage import ConversationsTask, FolderCache, draw_flips, task_counts
-from vargpt.training.recipe import Mixture, SftStage, TokenizerStage
+from vargpt.training.image_cache import ImageCache
+from vargpt.training.micro_batches import MicroBatch, make_micro_batch, split_rows
+from vargpt.training.sft_stage import SftTask
+from vargpt.training.steps import draw_flips
 from vargpt.training.tokenizer_stage import SampleOrder, TokenizerTask, load_targets, to_signed
 
 SCHEDULE = ScaleSchedule(1.0, 2)
 
 
-def tokenizer_task(folder: ImageFolder, processor: VargptProcessor, **changes: Any) -> TokenizerTask:
+def tokenizer_with(where: Path, processor: VargptProcessor, **changes: Any) -> TokenizerTask:
     recipe = recipe_with(**{f"stages__0__{key}": value for key, value in changes.items()})
-    stage = recipe.stages[0]
-    assert isinstance(stage, TokenizerStage)
-    return TokenizerTask(build_model(recipe, processor).image_tokenizer, folder, SCHEDULE, stage, recipe.seed)
+    return tokenizer_task(recipe, where, processor)
 
 
-def sft_task(folder: ImageFolder, processor: VargptProcessor, seed: int = 0, **changes: Any) -> ConversationsTask:
-    recipe = recipe_with(**{f"stages__2__{key}": value for key, value in changes.items()})
-    stage = recipe.stages[2]
-    assert isinstance(stage, SftStage)
-    model = build_model(recipe, processor)
-    cache = FolderCache(folder, processor, model.image_tokenizer, SCHEDULE)
-    return ConversationsTask(model, processor, folder, cache, SCHEDULE, stage, seed)
+def sft_with(where: Path, processor: VargptProcessor, seed: int = 0, **changes: Any) -> SftTask:
+    recipe = recipe_with(seed=seed, **{f"stages__2__{key}": value for key, value in changes.items()})
+    return sft_task(recipe, where, processor)
 
 
-def same(first: Any, second: Any) -> bool:
-    """Whether two batches of model inputs hold equal tensors."""
+def only(**weights: float) -> list[dict[str, Any]]:
+    """Shares of tasks of the folder."""
+    return [{"task": task, "weight": weight} for task, weight in weights.items()]
+
+
+def whole(task: TokenizerTask, step: int) -> torch.Tensor:
+    """All images of a step."""
+    return torch.cat(task.batch(step))
+
+
+def same(first: list[MicroBatch], second: list[MicroBatch]) -> bool:
+    """Whether two batches hold equal tensors."""
     if len(first) != len(second):
         return False
     for one, two in zip(first, second, strict=True):
-        for field in fields(one):
-            a, b = getattr(one, field.name), getattr(two, field.name)
+        for field in fields(one.inputs):
+            a, b = getattr(one.inputs, field.name), getattr(two.inputs, field.name)
             if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
                 if not torch.equal(a, b):
                     return False
             elif a is not b and a != b:
                 return False
     return True
+
+
+def drawn(task: SftTask, step: int) -> ModelInputs:
+    """The only micro-batch of a step."""
+    (micro,) = task.batch(step)
+    return micro.inputs
 
 
 def test_every_epoch_is_a_fresh_permutation_that_can_be_entered_anywhere():
@@ -68,79 +84,109 @@ def test_the_order_is_pinned_by_literal_values():
     assert SampleOrder(6, seed=0).take(0, 12) == [2, 5, 3, 0, 1, 4, 1, 5, 2, 0, 3, 4]
 
 
-@pytest.mark.parametrize(
-    ("mixture", "batch_size", "expected"),
-    [
-        ((1, 1, 1), 3, (1, 1, 1)),
-        ((0.58, 0.12, 0.3), 48, (28, 6, 14)),
-        ((0.45, 0.3, 0.25), 10, (5, 3, 2)),
-        ((0, 1, 0), 7, (0, 7, 0)),
-        ((2, 1, 1), 2, (1, 1, 0)),
-        ((10, 1, 1), 1, (1, 0, 0)),
-    ],
-)
-def test_task_counts(mixture, batch_size, expected):
-    draw, caption, edit = mixture
-    counts = task_counts(Mixture(draw=draw, caption=caption, edit=edit), batch_size)
-    assert tuple(counts.values()) == expected and sum(expected) == batch_size
-
-
 def test_flips_have_a_strength_of_their_own_per_image_and_scale():
     schedule = ScaleSchedule(1.0, 5)
-    flips, again, other = (draw_flips(40, schedule, 512, 0.3, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
-    assert flips is not None and again is not None and other is not None
-    assert flips.dtype == torch.bool and flips.shape == (40, schedule.num_tokens, 512)
-    rates = torch.stack([flips[:, schedule.slice(k)].float().mean((1, 2)) for k in range(5)], 1)
+
+    def flips(position: int, purpose: str = "flips", seed: int = 0) -> torch.Tensor:
+        return draw_flips(seed, "sft", position, schedule, 512, 0.3, purpose)
+
+    all_flips = torch.stack([flips(position) for position in range(40)])
+    assert all_flips.dtype == torch.bool and all_flips.shape == (40, schedule.num_tokens, 512)
+    rates = torch.stack([all_flips[:, schedule.slice(k)].float().mean((1, 2)) for k in range(5)], 1)
     assert 0.13 < rates.mean() < 0.17 and rates.max() < 0.36  # uniform in [0, 0.3], the first scale has 512 bits
     assert rates.std(0).min() > 0.05 and rates.std(1).min() > 0.01  # differs between images, and between scales
-    assert torch.equal(flips, again) and not torch.equal(flips, other)
-    assert draw_flips(40, schedule, 8, 0.0, torch.Generator()) is None
-    assert draw_flips(0, schedule, 8, 0.3, torch.Generator()) is None
+    assert torch.equal(flips(3), flips(3))
+    for other in (flips(4), flips(3, "other"), flips(3, seed=1)):
+        assert not torch.equal(flips(3), other)
 
 
 def test_the_cache_holds_what_would_be_made_anew(folder: ImageFolder, processor: VargptProcessor):
     tokenizer = build_model(recipe_with(), processor).image_tokenizer
-    cache = FolderCache(folder, processor, tokenizer, SCHEDULE)
-    names = ["7.png", "2.png", "7.png"]
+    cache = ImageCache(processor, tokenizer)
+    paths = [folder.path(name) for name in ("7.png", "2.png", "7.png")]
+    latents = torch.stack([cache.latent(path, SCHEDULE) for path in paths])
     with torch.no_grad():
-        expected = tokenizer.features(to_signed(load_targets(folder, names, SCHEDULE)))
-    torch.testing.assert_close(cache.latents(names), expected, rtol=1e-5, atol=1e-5)
-    assert not cache.latents(names).requires_grad
-    assert torch.equal(cache.patches("3.png").patches, processor.understand(folder.path("3.png")).patches)
-    assert cache.patches("3.png") is cache.patches("3.png")
+        expected = tokenizer.features(to_signed(load_targets(folder, ["7.png", "2.png", "7.png"], SCHEDULE)))
+    torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
+    assert cache.latent(paths[0], SCHEDULE) is cache.latent(paths[0], SCHEDULE)
+    assert not torch.equal(cache.latent(paths[0], SCHEDULE, (0.0, 0.0)), torch.zeros_like(latents[0]))
+    assert torch.equal(cache.patches(paths[0]).patches, processor.understand(paths[0]).patches)
+    assert cache.patches(paths[0]) is cache.patches(paths[0])
 
 
-def test_a_tokenizer_batch_is_a_function_of_seed_and_step(folder: ImageFolder, processor: VargptProcessor):
-    task, again = (tokenizer_task(folder, processor) for _ in range(2))
+def test_a_full_cache_forgets_the_oldest_and_makes_the_same_again(folder: ImageFolder, processor: VargptProcessor):
+    tokenizer = build_model(recipe_with(), processor).image_tokenizer
+    small, large = ImageCache(processor, tokenizer, max_bytes=1), ImageCache(processor, tokenizer)
+    first, second = folder.path("1.png"), folder.path("2.png")
+    kept = small.latent(first, SCHEDULE)
+    small.latent(second, SCHEDULE)
+    again = small.latent(first, SCHEDULE)
+    assert again is not kept and torch.equal(again, kept) and torch.equal(again, large.latent(first, SCHEDULE))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows", "tokens", "expected"),
+    [
+        ([], 4, None, []),
+        ([3, 3, 3, 3], 2, None, [(0, 2), (2, 4)]),
+        ([3, 3, 3, 3, 3], 4, None, [(0, 2), (2, 5)]),
+        ([1, 2, 3, 10], 4, 10, [(0, 3), (3, 4)]),
+        ([5, 5, 20], 4, 10, [(0, 2), (2, 3)]),
+        ([1, 1, 1, 1], 4, 2, [(0, 2), (2, 4)]),
+    ],
+)
+def test_rows_are_cut_by_number_and_by_padded_tokens(lengths, rows, tokens, expected):
+    assert [(part.start, part.stop) for part in split_rows(lengths, rows, tokens)] == expected
+
+
+def test_a_filler_row_reads_and_draws_and_counts_for_nothing(data: Path, processor: VargptProcessor):
+    model = build_model(recipe_with(), processor)
+    empty = make_micro_batch([], processor, model.image_tokenizer, fill=True)
+    assert empty.num_images == 0 and empty.num_targets == 0
+    assert empty.inputs.pixel_values is not None and empty.inputs.num_generated_images == 1
+    task = sft_task(recipe_with(stages__2__data=only(caption=1)), data, processor)
+    examples = [task._maker.training(task._stream.at(position), position) for position in range(3)]
+    plain, filled = (make_micro_batch(examples, processor, model.image_tokenizer, fill=fill) for fill in (False, True))
+    assert filled.inputs.num_generated_images == 1 and plain.inputs.num_generated_images == 0
+    assert filled.num_targets == plain.num_targets and filled.num_images == plain.num_images == 0
+    counts = {"targets": 5.0, "images": 0.0}
+    loss, _ = task.loss(plain, counts)
+    other, metrics = task.loss(filled, counts)
+    torch.testing.assert_close(other, loss, rtol=1e-5, atol=1e-6)
+    assert "image_loss" not in metrics
+
+
+def test_a_tokenizer_batch_is_a_function_of_seed_and_step(data: Path, processor: VargptProcessor):
+    task, again = (tokenizer_with(data, processor) for _ in range(2))
     for step in (0, 1, 5):
         task.batch(step)
     torch.manual_seed(99)
-    assert torch.equal(task.batch(3), again.batch(3))
-    assert not torch.equal(again.batch(3), again.batch(4))
+    assert torch.equal(whole(task, 3), whole(again, 3))
+    assert not torch.equal(whole(again, 3), whole(again, 4))
 
 
 @pytest.mark.parametrize("change", [{"flip": False}, {"zoom": 0.0}, {"zoom": 0.5}, {"permute_colours": 0.0}])
-def test_every_augmentation_changes_the_batch(folder: ImageFolder, processor: VargptProcessor, change):
-    base, changed = tokenizer_task(folder, processor), tokenizer_task(folder, processor, **change)
-    assert any(not torch.equal(base.batch(step), changed.batch(step)) for step in range(3))
+def test_every_augmentation_changes_the_batch(data: Path, processor: VargptProcessor, change):
+    base, changed = tokenizer_with(data, processor), tokenizer_with(data, processor, **change)
+    assert any(not torch.equal(whole(base, step), whole(changed, step)) for step in range(3))
 
 
-def test_without_augmentation_the_batch_is_the_pictures(folder: ImageFolder, processor: VargptProcessor):
-    task = tokenizer_task(folder, processor, flip=False, zoom=0.0, permute_colours=0.0)
+def test_without_augmentation_the_batch_is_the_pictures(data: Path, folder: ImageFolder, processor: VargptProcessor):
+    task = tokenizer_with(data, processor, flip=False, zoom=0.0, permute_colours=0.0)
     names = [record.file_name for record in folder.split_images("train")]
     order = SampleOrder(len(names), seed=0).take(4, 4)
-    assert torch.equal(task.batch(1), to_signed(load_targets(folder, [names[i] for i in order], SCHEDULE)))
-    assert task.batch(1).min() >= -1 and task.batch(1).max() <= 1
+    assert torch.equal(whole(task, 1), to_signed(load_targets(folder, [names[i] for i in order], SCHEDULE)))
+    assert whole(task, 1).min() >= -1 and whole(task, 1).max() <= 1
 
 
-def test_an_sft_batch_is_a_function_of_seed_and_step(folder: ImageFolder, processor: VargptProcessor):
-    task, again = (sft_task(folder, processor) for _ in range(2))
+def test_an_sft_batch_is_a_function_of_seed_and_step(data: Path, processor: VargptProcessor):
+    task, again = (sft_with(data, processor) for _ in range(2))
     for step in (0, 1, 5):
         task.batch(step)
     torch.manual_seed(99)
     assert same(task.batch(3), again.batch(3))
     assert not same(again.batch(3), again.batch(4))
-    assert not same(again.batch(3), sft_task(folder, processor, seed=1).batch(3))
+    assert not same(again.batch(3), sft_with(data, processor, seed=1).batch(3))
 
 
 @pytest.mark.parametrize(
@@ -149,42 +195,47 @@ def test_an_sft_batch_is_a_function_of_seed_and_step(folder: ImageFolder, proces
         {"guidance_drop": 1.0},
         {"flip_strength": 0.9},
         {"variety": 1.0},
-        {"mixture": {"draw": 1.0, "caption": 0.0, "edit": 0.0}},
-        {"mixture": {"draw": 0.2, "caption": 0.6, "edit": 0.2}},
+        {"data": [{"task": "draw"}]},
+        {
+            "data": [
+                {"task": "draw", "weight": 0.2},
+                {"task": "caption", "weight": 0.6},
+                {"task": "edit", "weight": 0.2},
+            ]
+        },
     ],
     ids=str,
 )
-def test_every_setting_of_the_data_changes_the_batch(folder: ImageFolder, processor: VargptProcessor, change):
+def test_every_setting_of_the_data_changes_the_batch(data: Path, processor: VargptProcessor, change):
     quiet: dict[str, Any] = {"guidance_drop": 0.0, "flip_strength": 0.0, "variety": 0.0}
-    base, changed = sft_task(folder, processor, **quiet), sft_task(folder, processor, **{**quiet, **change})
+    base, changed = sft_with(data, processor, **quiet), sft_with(data, processor, **{**quiet, **change})
     assert not same(base.batch(0), changed.batch(0))
 
 
-def test_a_dropped_prompt_leaves_no_trace(folder: ImageFolder, processor: VargptProcessor):
-    mixture = {"draw": 1, "caption": 0, "edit": 1}
-    (draws, edits) = sft_task(folder, processor, guidance_drop=1.0, mixture=mixture).batch(0)
-    for group in (draws, edits):
+def test_a_dropped_prompt_leaves_no_trace(data: Path, processor: VargptProcessor):
+    mixture = only(draw=1, edit=1)
+    for group in (micro.inputs for micro in sft_with(data, processor, guidance_drop=1.0, data=mixture).batch(0)):
         assert group.drop_start_I is not None and bool(group.drop_start_I.all()) and group.pixel_values is None
         assert (group.input_ids_BT == group.input_ids_BT[0]).all()
-    kept = sft_task(folder, processor, guidance_drop=0.0, mixture=mixture).batch(0)
-    assert not any(bool(group.drop_start_I.any()) for group in kept if group.drop_start_I is not None)
+    kept = sft_with(data, processor, guidance_drop=0.0, data=mixture).batch(0)
+    assert not any(bool(group.drop_start_I.any()) for micro in kept if (group := micro.inputs).drop_start_I is not None)
 
 
-def test_the_published_drop_keeps_the_prompt(folder: ImageFolder, processor: VargptProcessor):
+def test_the_published_drop_keeps_the_prompt(data: Path, processor: VargptProcessor):
     """The `official` preset drops the start vector only (spec 6.7); its model was once fed prompt-free rows."""
-    mixture = {"draw": 1, "caption": 0, "edit": 0}
-    task = sft_task(folder, processor, guidance_drop=1.0, variety=0.0, mixture=mixture)
+    mixture = only(draw=1)
+    task = sft_with(data, processor, guidance_drop=1.0, variety=0.0, data=mixture)
     task.module.set_behaviour("official")
-    kept = sft_task(folder, processor, guidance_drop=0.0, variety=0.0, mixture=mixture)
-    (dropped,), (group,) = task.batch(0), kept.batch(0)
+    kept = sft_with(data, processor, guidance_drop=0.0, variety=0.0, data=mixture)
+    dropped, group = drawn(task, 0), drawn(kept, 0)
     assert torch.equal(dropped.input_ids_BT, group.input_ids_BT)
     assert dropped.drop_start_I is not None and bool(dropped.drop_start_I.all())
 
 
-def test_flips_reach_inputs_but_first_scale_labels_stay(folder: ImageFolder, processor: VargptProcessor):
-    mixture = {"draw": 1, "caption": 0, "edit": 0}
-    (clean,) = sft_task(folder, processor, flip_strength=0.0, mixture=mixture, guidance_drop=0.0).batch(0)
-    (noisy,) = sft_task(folder, processor, flip_strength=1.0, mixture=mixture, guidance_drop=0.0).batch(0)
+def test_flips_reach_inputs_but_first_scale_labels_stay(data: Path, processor: VargptProcessor):
+    mixture = only(draw=1)
+    clean = drawn(sft_with(data, processor, flip_strength=0.0, data=mixture, guidance_drop=0.0), 0)
+    noisy = drawn(sft_with(data, processor, flip_strength=1.0, data=mixture, guidance_drop=0.0), 0)
     assert clean.labels_ILd is not None and noisy.labels_ILd is not None
     assert torch.equal(clean.labels_ILd[:, :1], noisy.labels_ILd[:, :1])
     assert not torch.equal(clean.labels_ILd[:, 1:], noisy.labels_ILd[:, 1:])
@@ -192,30 +243,56 @@ def test_flips_reach_inputs_but_first_scale_labels_stay(folder: ImageFolder, pro
     assert not torch.equal(clean.next_inputs_IMd, noisy.next_inputs_IMd)
 
 
-def test_edits_without_pairs_are_refused_before_training(folder: ImageFolder, processor: VargptProcessor):
-    bare = ImageFolder(folder.root, folder.images, (), 0.2)
-    with pytest.raises(ValueError, match=r"stage sft has a share of edits .* set mixture\.edit to 0"):
-        sft_task(bare, processor)
-
-
 def test_validation_pictures_are_never_trained_on(
-    folder: ImageFolder, processor: VargptProcessor, monkeypatch: pytest.MonkeyPatch
+    data: Path, folder: ImageFolder, processor: VargptProcessor, monkeypatch: pytest.MonkeyPatch
 ):
     held_out = {record.file_name for record in folder.split_images("validation")}
     seen: set[str] = set()
-    latents, patches = FolderCache.latents, FolderCache.patches
+    latent, patches = ImageCache.latent, ImageCache.patches
 
-    def seen_latents(self: FolderCache, names: list[str]) -> torch.Tensor:
-        seen.update(names)
-        return latents(self, names)
+    def seen_latent(self: ImageCache, source: Any, *rest: Any) -> torch.Tensor:
+        seen.add(source.name)
+        return latent(self, source, *rest)
 
-    def seen_patches(self: FolderCache, name: str) -> Any:
-        seen.add(name)
-        return patches(self, name)
+    def seen_patches(self: ImageCache, source: Any) -> Any:
+        seen.add(source.name)
+        return patches(self, source)
 
-    monkeypatch.setattr(FolderCache, "latents", seen_latents)
-    monkeypatch.setattr(FolderCache, "patches", seen_patches)
-    task = sft_task(folder, processor, guidance_drop=0.0, loop={"steps": 1, "batch_size": 12, "learning_rate": 1})
+    monkeypatch.setattr(ImageCache, "latent", seen_latent)
+    monkeypatch.setattr(ImageCache, "patches", seen_patches)
+    task = sft_with(data, processor, guidance_drop=0.0, loop={"steps": 1, "batch_size": 12, "learning_rate": 1})
     for step in range(6):
         task.batch(step)
     assert held_out and len(seen) == 12 - len(held_out) and not seen & held_out
+
+
+def test_the_data_list_decides_the_shares(data: Path, processor: VargptProcessor):
+    task = sft_with(data, processor, data=only(draw=2, caption=1, edit=1), guidance_drop=0.0)
+    kinds = [task._maker.training(task._stream.at(position), position) for position in range(8)]
+    draws = sum(bool(example.drawn) and not example.encoded.images for example in kinds)
+    edits = sum(bool(example.drawn) and bool(example.encoded.images) for example in kinds)
+    assert (draws, edits, len(kinds) - draws - edits) == (4, 2, 2)
+
+
+def test_samples_do_not_depend_on_the_batch_size(data: Path, processor: VargptProcessor):
+    """Sample 4 is the first one of step 1 with four samples a step, and the last of step 0 with five."""
+    four, five = (
+        sft_with(data, processor, loop={"steps": 1, "batch_size": size, "learning_rate": 1}) for size in (4, 5)
+    )
+    assert four.positions(1)[0] == five.positions(0)[-1] == 4
+    first, second = (task._maker.training(task._stream.at(4), 4) for task in (four, five))
+    assert (first.encoded.ids == second.encoded.ids).all()
+
+
+def test_aspect_buckets_draw_at_the_pictures_own_aspect(tmp_path: Path, processor: VargptProcessor):
+    where = write_data(tmp_path / "wide")
+    for index in range(0, 12, 2):
+        Image.new("RGB", (80, 40), (index * 20, 50, 90)).save(where / f"{index}.png")
+    square = sft_with(where, processor, data=only(draw=1), guidance_drop=0.0)
+    buckets = sft_with(where, processor, data=only(draw=1), guidance_drop=0.0, aspect_ratios="buckets")
+    assert {micro.inputs.schedule for micro in square.batch(0)} == {SCHEDULE}
+    schedules = {micro.inputs.schedule for step in range(4) for micro in buckets.batch(step)}
+    assert {schedule.template for schedule in schedules if schedule} == {1.0, 0.5}
+    assert all(schedule and schedule.num_scales == SCHEDULE.num_scales for schedule in schedules)
+    for micro in buckets.batch(1):
+        assert math.isfinite(float(buckets.loss(micro, buckets.counts([micro]))[0]))

@@ -11,19 +11,29 @@ from typing import Any
 
 import pytest
 import torch
-from training_helpers import LOOP, STAGES, recipe_with, require_same, result_of, write_data, write_recipe
+from training_helpers import (
+    LOOP,
+    STAGES,
+    recipe_with,
+    require_same,
+    result_of,
+    sft_task,
+    step_values,
+    tokenizer_task,
+    write_data,
+    write_recipe,
+)
 
 from vargpt import VargptForConditionalGeneration, VargptProcessor
 from vargpt.checkpoint import tensor_files
-from vargpt.data.folder import ImageFolder
 from vargpt.inference.pipeline import VargptPipeline
 from vargpt.model.modeling import VargptForConditionalGeneration as Model
-from vargpt.training import run as run_module
 from vargpt.training.build import build_model
 from vargpt.training.journal import read_journal
-from vargpt.training.recipe import Recipe
-from vargpt.training.run import train
+from vargpt.training.run import set_trainable_for, train
+from vargpt.training.schema import SftStage, TokenizerStage
 from vargpt.training.tokenizer_stage import TokenizerTask
+from vargpt.training.trainable import set_trainable
 from vargpt.training.trainer import TimeLimitReached, Trainer, build_optimizers
 
 UNDERSTANDING = ("backbone.", "lm_head.")
@@ -33,10 +43,10 @@ GENERATION = ("decoder.", *PROJECTORS, "start_embedding")
 
 def test_a_run_leaves_recipe_facts_journals_checkpoints_and_model(uninterrupted: Path):
     assert sorted(path.name for path in uninterrupted.iterdir()) == sorted(
-        ["model", "recipe.yaml", "run.json", *STAGES]
+        ["model", "processor", "recipe.yaml", "run.json", *STAGES]
     )
     facts = json.loads((uninterrupted / "run.json").read_text())
-    assert facts["data"]["images"] == 12 and facts["torch"] == torch.__version__
+    assert facts["data"]["data"]["draw"] == 8 and facts["torch"] == torch.__version__
     for stage, steps in zip(STAGES, (3, 2, 3), strict=True):
         entries = read_journal(uninterrupted / stage / "journal.jsonl")
         assert [entry["step"] for entry in entries if "loss" in entry] == list(range(1, steps + 1))
@@ -58,7 +68,7 @@ def test_the_result_loads_draws_and_answers(uninterrupted: Path, data: Path):
 
 
 def test_training_lowers_the_losses(data: Path, tmp_path: Path):
-    loop = {**LOOP, "steps": 30, "log_every": 30, "evaluate_every": 1000}
+    loop = {**LOOP, "steps": 60, "log_every": 60, "evaluate_every": 1000}
     path = write_recipe(
         tmp_path / "longer.yaml", stages__0__loop=loop, stages__2__loop=loop, stages__0__zoom=0,
     )  # fmt: skip
@@ -132,7 +142,7 @@ def test_muon_resumes_bitwise_and_differs_from_adamw(uninterrupted: Path, data: 
 
 def test_muon_takes_the_matrices_inside_blocks_and_projectors(processor: VargptProcessor):
     model = build_model(recipe_with(), processor)
-    run_module._freeze(model, recipe_with().stages[2])
+    set_trainable(model, "all")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     settings = recipe_with(stages__2__loop={**LOOP, "optimizer": "muon"}).stages[2].loop.settings(0)
     (muon, share), (adamw, other_share) = build_optimizers(model, settings)
@@ -175,7 +185,7 @@ def test_other_data_is_refused(uninterrupted: Path, recipe_file: Path, tmp_path:
     other = write_data(tmp_path / "other")
     text = (other / "metadata.jsonl").read_text()
     (other / "metadata.jsonl").write_text(text.replace("colour 3", "purple"))
-    with pytest.raises(ValueError, match="was begun with another data folder"):
+    with pytest.raises(ValueError, match="was begun with another data"):
         train(recipe_file, other, uninterrupted)
 
 
@@ -183,7 +193,9 @@ def test_a_stage_without_its_data_is_refused_before_the_first_stage(recipe_file:
     """The missing edits were noticed only when the tokenizer had been trained."""
     bare = write_data(tmp_path / "bare")
     (bare / "edits.jsonl").unlink()
-    with pytest.raises(ValueError, match="stage sft has a share of edits"):
+    with pytest.raises(
+        ValueError, match=r"stage sft, data\.2: source .* has no samples for the task .edit.; .* take the entry out"
+    ):
         train(recipe_file, bare, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -212,7 +224,7 @@ def test_a_failed_save_keeps_the_model_that_was_there(
     monkeypatch.setattr(VargptProcessor, "save_pretrained", full)
     with pytest.raises(OSError, match="No space left"):
         train(recipe_file, data, output)
-    assert {path.name for path in output.iterdir()} == {"model", "recipe.yaml", "run.json", *STAGES}
+    assert {path.name for path in output.iterdir()} == {"model", "processor", "recipe.yaml", "run.json", *STAGES}
     require_same(uninterrupted, output)
 
 
@@ -242,13 +254,14 @@ def parts_that_change(model: Model, train_steps: Any) -> tuple[set[str], set[str
     ],
 )
 def test_a_trainable_set_changes_and_everything_else_stays(
-    folder: ImageFolder, processor: VargptProcessor, tmp_path: Path, preset: Any, prefixes: tuple[str, ...]
+    data: Path, processor: VargptProcessor, tmp_path: Path, preset: Any, prefixes: tuple[str, ...]
 ):
     recipe = recipe_with(stages__2__trainable=preset)
     stage = recipe.stages[2]
+    assert isinstance(stage, SftStage)
     model = build_model(recipe, processor)
-    run_module._freeze(model, stage)
-    task = run_module._task(stage, recipe, model, processor, folder, model.config.schedule())
+    set_trainable_for(model, recipe, stage)
+    task = sft_task(recipe, data, processor, model)
     trainer = Trainer("sft", task, stage.loop.settings(0), tmp_path)
     changed, unchanged = parts_that_change(model, trainer.run)
     assert changed and all(name.startswith(prefixes) for name in changed)
@@ -262,55 +275,43 @@ def test_a_trainable_set_changes_and_everything_else_stays(
     ("trainable", "prefix"), [("all", "image_tokenizer."), ("decoder", "image_tokenizer.decoder.")]
 )
 def test_a_tokenizer_stage_changes_the_tokenizer_only(
-    folder: ImageFolder, processor: VargptProcessor, tmp_path: Path, trainable: str, prefix: str
+    data: Path, processor: VargptProcessor, tmp_path: Path, trainable: str, prefix: str
 ):
     recipe = recipe_with(stages__0__trainable=trainable)
     model = build_model(recipe, processor)
     stage = recipe.stages[0]
-    run_module._freeze(model, stage)
-    task = run_module._task(stage, recipe, model, processor, folder, model.config.schedule())
+    assert isinstance(stage, TokenizerStage)
+    set_trainable_for(model, recipe, stage)
+    task = tokenizer_task(recipe, data, processor, model)
     changed, _ = parts_that_change(model, Trainer("t", task, stage.loop.settings(0), tmp_path).run)
     assert changed == {name for name, _ in model.named_parameters() if name.startswith(prefix)}
 
 
-def sft_losses(recipe: Recipe, folder: ImageFolder, processor: VargptProcessor) -> tuple[float, dict[str, Any]]:
-    model = build_model(recipe, processor).eval()
-    task = run_module._task(recipe.stages[2], recipe, model, processor, folder, model.config.schedule())
-    loss, metrics = task.loss(task.batch(0))
-    return float(loss.detach()), metrics
-
-
-def test_the_image_loss_weight_by_numbers(folder: ImageFolder, processor: VargptProcessor):
+def test_the_image_loss_weight_by_numbers(data: Path, processor: VargptProcessor):
     for weight in (3.0, 0.5, 0.0):
-        loss, metrics = sft_losses(recipe_with(stages__2__image_loss_weight=weight), folder, processor)
-        assert loss == pytest.approx(float(metrics["text_loss"]) + weight * float(metrics["image_loss"]), rel=1e-5)
+        values = step_values(sft_task(recipe_with(stages__2__image_loss_weight=weight), data, processor))
+        assert values["loss"] == pytest.approx(values["text_loss"] + weight * values["image_loss"], rel=1e-5)
 
 
-def test_every_tokenizer_loss_weight_of_a_recipe_counts(folder: ImageFolder, processor: VargptProcessor):
+def test_every_tokenizer_loss_weight_of_a_recipe_counts(data: Path, processor: VargptProcessor):
     zero = dict.fromkeys(("l1", "laplacian", "commitment", "entropy"), 0.0)
 
     def loss(**weights: float) -> float:
         recipe = recipe_with(stages__0__loss={**zero, **weights})
-        model = build_model(recipe, processor)
-        task = run_module._task(recipe.stages[0], recipe, model, processor, folder, model.config.schedule())
-        return float(task.loss(task.batch(0))[0].detach())
+        return step_values(tokenizer_task(recipe, data, processor))["loss"]
 
     values = [loss(), *(loss(**{name: 1.0}) for name in zero), loss(entropy=1.0, entropy_temperature=3.0)]
     assert len({round(value, 6) for value in values}) == 6
 
 
-def test_grouping_of_rows_does_not_change_the_loss(
-    folder: ImageFolder, processor: VargptProcessor, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.mark.parametrize("limit", [{"micro_batch_size": 2}, {"micro_batch_size": 1}, {"micro_batch_tokens": 60}])
+def test_micro_batches_do_not_change_the_loss(data: Path, processor: VargptProcessor, limit: dict[str, int]):
     """Means are over all targets of the step, not means of means."""
-    recipe = recipe_with(stages__2__loop={**LOOP, "batch_size": 11}, stages__2__flip_strength=0)
-    whole, whole_parts = sft_losses(recipe, folder, processor)
-    monkeypatch.setattr("vargpt.training.conversations_stage._GROUP_SIZE", 2)
-    split, split_parts = sft_losses(recipe, folder, processor)
-    assert split == pytest.approx(whole, rel=1e-5)
-    assert {name: float(value) for name, value in split_parts.items()} == pytest.approx(
-        {name: float(value) for name, value in whole_parts.items()}, rel=1e-4
-    )
+    changes: dict[str, Any] = {"stages__2__flip_strength": 0.3, "model__decoder__drop_path_rate": 0.0}
+    loop = {**LOOP, "batch_size": 11}
+    whole = step_values(sft_task(recipe_with(**changes, stages__2__loop=loop), data, processor))
+    task = sft_task(recipe_with(**changes, stages__2__loop={**loop, **limit}), data, processor)
+    assert len(task.batch(0)) > 2 and step_values(task) == pytest.approx(whole, rel=1e-4)
 
 
 def test_the_official_preset_trains(data: Path, tmp_path: Path):

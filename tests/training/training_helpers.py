@@ -12,7 +12,14 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from vargpt.training.recipe import Recipe
+from vargpt.model.modeling import VargptForConditionalGeneration
+from vargpt.processing.processor import VargptProcessor
+from vargpt.training.build import build_model
+from vargpt.training.image_cache import ImageCache
+from vargpt.training.schema import Recipe, SftStage, TokenizerStage
+from vargpt.training.sft_stage import SftTask
+from vargpt.training.stage_data import StageData
+from vargpt.training.tokenizer_stage import TokenizerTask
 
 COUNT = 12
 LOOP = {"steps": 3, "batch_size": 4, "learning_rate": 0.01, "log_every": 1, "evaluate_every": 2, "precision": "fp32"}
@@ -33,8 +40,9 @@ RECIPE: dict[str, Any] = {
     "stages": [
         {"kind": "tokenizer", "loop": LOOP, "zoom": 0.2, "permute_colours": 0.5},
         {"kind": "sft", "name": "names", "trainable": "understanding", "loop": {**LOOP, "steps": 2},
-         "mixture": {"draw": 0, "caption": 1, "edit": 0}},
-        {"kind": "sft", "loop": {**LOOP, "batch_size": 5}},
+         "data": [{"task": "caption"}]},
+        {"kind": "sft", "loop": {**LOOP, "batch_size": 5}, "data": [
+            {"task": "draw", "weight": 0.45}, {"task": "caption", "weight": 0.3}, {"task": "edit", "weight": 0.25}]},
     ],
 }  # fmt: skip
 STAGES = ("tokenizer", "names", "sft")
@@ -74,6 +82,45 @@ def write_data(folder: Path) -> Path:
     (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in captions))
     (folder / "edits.jsonl").write_text("".join(json.dumps(line) + "\n" for line in edits))
     return folder
+
+
+def sft_task(
+    recipe: Recipe,
+    data: Path,
+    processor: VargptProcessor,
+    model: VargptForConditionalGeneration | None = None,
+    stage_index: int = 2,
+) -> SftTask:
+    """The task of an SFT stage, on a fresh model if none is given."""
+    stage = recipe.stages[stage_index]
+    assert isinstance(stage, SftStage)
+    model = model or build_model(recipe, processor)
+    sources = StageData(recipe, data)
+    cache = ImageCache(processor, model.image_tokenizer)
+    schedule = recipe.stage_schedule(stage)
+    return SftTask(model, processor, sources.sources, cache, schedule, stage, recipe.seed, sources.validation())
+
+
+def tokenizer_task(recipe: Recipe, data: Path, processor: VargptProcessor, model: Any = None) -> TokenizerTask:
+    """The task of the tokenizer stage, on a fresh model if none is given."""
+    stage = recipe.stages[0]
+    assert isinstance(stage, TokenizerStage)
+    tokenizer = (model or build_model(recipe, processor)).image_tokenizer
+    return TokenizerTask(
+        tokenizer, StageData(recipe, data).folder("data"), recipe.stage_schedule(stage), stage, recipe.seed
+    )
+
+
+def step_values(task: Any, step: int = 0) -> dict[str, float]:
+    """Loss and metrics of one step: the shares of its micro-batches added up."""
+    batch = task.batch(step)
+    counts = task.counts(batch)
+    total: dict[str, float] = {}
+    for micro in batch:
+        loss, metrics = task.loss(micro, counts)
+        for name, value in {"loss": loss, **metrics}.items():
+            total[name] = total.get(name, 0.0) + float(value.detach())
+    return total
 
 
 def result_of(output: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -5,26 +5,24 @@ Invariant: the same recipe and data give bitwise the same initial weights, whate
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from transformers import Qwen2VLConfig
 
 from vargpt.configuration import DecoderConfig, ImageTokenizerConfig, VargptConfig
-from vargpt.data.folder import ImageFolder
 from vargpt.data.instructions import template_texts
 from vargpt.image_tokenizer import ImageTokenizer
 from vargpt.image_tokenizer.initialization import initialize
 from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
 from vargpt.training.recipe import Recipe
-from vargpt.training.trainable import set_trainable as set_trainable  # run.py takes it from here
 
 _ROPE_THETA = 10_000.0
 
 
-def build_processor(recipe: Recipe, folder: ImageFolder) -> VargptProcessor:
-    """Train the text tokenizer on the training part's words and set the sizes of images to understand."""
-    texts = [record.text for record in folder.split_images("train")]
-    texts += [edit.instruction for edit in folder.split_edits("train")]
+def build_processor(recipe: Recipe, texts: Iterable[str]) -> VargptProcessor:
+    """Train the text tokenizer on the data's words and set the sizes of images to understand."""
     area = recipe.model.vision.image_side**2
     return VargptProcessor.train(
         [*texts, *template_texts()],

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from PIL import Image
 
-from vargpt.data.order import Mixture, Permutation
-from vargpt.data.sources.protocol import Sample, Source
+from vargpt.data.order import Mixture, Order
+from vargpt.data.sources.protocol import Sample, Source, shuffled
+from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.processing.conversation import Conversation, DrawPart, DrawSource, ImagePart, Message
 from vargpt.processing.images import open_image
 from vargpt.processing.processor import VargptProcessor
@@ -39,15 +40,14 @@ class SampleStream:
         self._stage, self._entries, self._sources = stage, list(entries), sources
         self._variety, self._seed = variety, seed
         self._mixture = Mixture([entry.weight for entry in entries])
-        self._orders = []
-        for number, entry in enumerate(entries):
-            count = sources[entry.source].count(entry.task)
-            if count == 0:
-                raise ValueError(
-                    f"stage {stage} has a share for {entry.task!r} of source {entry.source!r}, which has nothing to "
-                    f"train on for it: add such data, or take data.{number} out of the stage"
-                )
-            self._orders.append(Permutation(count, stream_seed(seed, stage, number, "order")))
+        self._orders = [self._order(number, entry) for number, entry in enumerate(entries)]
+
+    def _order(self, number: int, entry: DataEntry) -> Order:
+        seed = stream_seed(self._seed, self._stage, number, "order")
+        try:
+            return shuffled(self._sources[entry.source], entry.task, seed)
+        except ValueError as error:
+            raise ValueError(f"stage {self._stage}, data.{number}: {error}; add some, or take the entry out") from error
 
     def at(self, position: int) -> Sample:
         """The sample at a position, worded."""
@@ -69,14 +69,14 @@ class ExampleMaker:
     def __init__(
         self,
         stage: SftStage,
+        model: VargptForConditionalGeneration,
         processor: VargptProcessor,
         cache: ImageCache,
         schedule: ScaleSchedule,
-        bits: int,
         seed: int,
     ) -> None:
-        self._stage, self._processor, self._cache = stage, processor, cache
-        self._schedule, self._bits, self._seed = schedule, bits, seed
+        self._stage, self._model, self._processor, self._cache = stage, model, processor, cache
+        self._schedule, self._seed = schedule, seed
 
     def training(self, sample: Sample, position: int) -> Example:
         """Encode a sample with everything that is drawn at random at its position."""
@@ -101,7 +101,7 @@ class ExampleMaker:
         schedule = self._schedule_for(drawn)
         bare = _replace_images(conversation, self._cache)
         drop = drop and bool(drawn)
-        if drop and self._processor.behaviour.guidance_dropout == "conversation":
+        if drop and self._model.behaviour.guidance_dropout == "conversation":
             encoded = self._processor.encode_prompt_free(bare, schedule)
         else:
             encoded = self._processor.encode(bare, schedule, drop_start=drop)
@@ -115,8 +115,8 @@ class ExampleMaker:
         strength = self._stage.flip_strength
         if position is None or strength <= 0:
             return None
-        name = self._stage.name
-        return draw_flips(self._seed, name, position, schedule, self._bits, strength, f"flips of image {number}")
+        name, bits = self._stage.name, self._model.config.image_tokenizer.bits
+        return draw_flips(self._seed, name, position, schedule, bits, strength, f"flips of image {number}")
 
     def _schedule_for(self, drawn: list[DrawSource]) -> ScaleSchedule:
         if self._stage.aspect_ratios == "square" or not drawn:

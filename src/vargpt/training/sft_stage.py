@@ -71,15 +71,15 @@ class SftTask:
         self.module = model
         self._processor, self._schedule, self._stage = processor, schedule, stage
         self._stream = SampleStream(stage.name, stage.data, sources, stage.variety, seed)
-        self._maker = ExampleMaker(stage, processor, cache, schedule, model.config.image_tokenizer.bits, seed)
+        self._maker = ExampleMaker(stage, model, processor, cache, schedule, seed)
         tasks = {entry.task for entry in stage.data}
         self._validation = {name: list(items) for name, items in (validation or {}).items() if name in tasks and items}
 
     def positions(self, step: int) -> range:
         """Positions of this rank's samples in a step: every rank takes its own stretch of the step's samples."""
-        size, ranks = self._stage.loop.batch_size, distributed.world_size()
-        rank = distributed.rank()
-        return range(step * size + size * rank // ranks, step * size + size * (rank + 1) // ranks)
+        size = self._stage.loop.batch_size
+        mine = distributed.share(size)
+        return range(step * size + mine.start, step * size + mine.stop)
 
     def batch(self, step: int) -> list[MicroBatch]:
         """This rank's samples of a step, collated in micro-batches of like length."""
@@ -137,12 +137,13 @@ class SftTask:
         return image, metrics
 
     def evaluate(self) -> dict[str, float]:
-        """Losses on what was set aside: canonical wording, no drops, no flips; the same on every rank."""
+        """Losses by task on what was set aside: canonical wording, no drops, no flips; the same on every rank."""
         values: dict[str, float] = {}
-        for conversations in self._validation.values():
+        for task, conversations in self._validation.items():
             batch = self._collate([self._maker.canonical(conversation) for conversation in conversations])
             counts = self.counts(batch)
             for micro in batch:
                 for name, value in self.loss(micro, counts)[1].items():
-                    values[name] = values.get(name, 0.0) + float(value)
+                    if "/" not in name:  # the scales of three tasks would be too many curves
+                        values[f"{task}/{name}"] = values.get(f"{task}/{name}", 0.0) + float(value)
         return values

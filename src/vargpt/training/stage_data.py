@@ -1,0 +1,117 @@
+"""What a recipe's stages take from its sources: opened once, named, with what is set aside for validation.
+
+Invariant: nothing that validation looks at is ever trained on, in any role.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from vargpt.data.folder import ImageFolder, read_folder
+from vargpt.data.instructions import canonical_caption, canonical_draw, canonical_edit
+from vargpt.data.sources.folder import FolderSource
+from vargpt.data.sources.protocol import Source
+from vargpt.processing.conversation import Conversation, TextPart
+from vargpt.training.schema import DataEntry, PairsStage, Recipe, SftStage, TokenizerStage
+from vargpt.training.steps import chance_at
+
+VALIDATION_EXAMPLES = 64
+_TEXT_SAMPLES = 4000
+"""Conversations per source and task whose words the text tokenizer is trained on; folders give all of theirs."""
+
+
+class StageData:
+    """The sources of a recipe that its stages use.
+
+    Args:
+        data_dir: where relative paths of sources start; None where the recipe needs none.
+
+    Raises:
+        ValueError: for a source that cannot be opened.
+    """
+
+    def __init__(self, recipe: Recipe, data_dir: Path | None) -> None:
+        self._recipe = recipe
+        self._entries: list[DataEntry] = []
+        names: list[str] = []
+        for stage in recipe.stages:
+            if isinstance(stage, SftStage | PairsStage):
+                self._entries += stage.data
+                names += [entry.source for entry in stage.data]
+            elif isinstance(stage, TokenizerStage):
+                names.append(stage.source)
+        self.sources: dict[str, Source] = {name: self._open(name, data_dir) for name in dict.fromkeys(names)}
+
+    def _open(self, name: str, data_dir: Path | None) -> Source:
+        section = self._recipe.sources[name]
+        if data_dir is None and section.format != "scenes" and not Path(section.path).is_absolute():
+            raise ValueError(
+                f"source {name!r} is a {section.format} at {section.path!r}: say where it lies with --data"
+            )
+        root = data_dir if data_dir is not None else Path()
+        if section.format == "folder":
+            return FolderSource(name, read_folder(root / section.path, self._recipe.validation_fraction))
+        from vargpt.data.sources.open import open_source
+
+        return open_source(name, section, root, self._recipe.validation_fraction)
+
+    def folder(self, name: str) -> ImageFolder:
+        """The image folder behind a source.
+
+        Raises:
+            ValueError: if the source is something else.
+        """
+        source = self.sources[name]
+        if not isinstance(source, FolderSource):
+            raise ValueError(f"source {name!r} is no image folder, which a tokenizer stage needs")
+        return source.folder
+
+    def texts(self) -> list[str]:
+        """Words to train a text tokenizer on: of the training part, without the templates' wording where it can be."""
+        texts: list[str] = []
+        for name, source in self.sources.items():
+            if isinstance(source, FolderSource):
+                texts += [record.text for record in source.folder.split_images("train")]
+                texts += [edit.instruction for edit in source.folder.split_edits("train")]
+                continue
+            for task in sorted({entry.task for entry in self._entries if entry.source == name}):
+                for index in range(min(source.count(task), _TEXT_SAMPLES)):
+                    chance = chance_at(self._recipe.seed, f"source {name}", index, f"texts for {task}")
+                    texts += _texts(source.sample(task, index, chance, 1.0).conversation)
+        return texts
+
+    def validation(self) -> dict[str, list[Conversation]]:
+        """Conversations by task that were set aside, in their canonical wording."""
+        found: dict[str, list[Conversation]] = {"draw": [], "caption": [], "edit": []}
+        for source in self.sources.values():
+            if isinstance(source, FolderSource):
+                folder = source.folder
+                images = folder.split_images("validation")[:VALIDATION_EXAMPLES]
+                edits = folder.split_edits("validation")[:VALIDATION_EXAMPLES]
+                found["draw"] += [canonical_draw(r.text, folder.path(r.file_name)) for r in images]
+                found["caption"] += [canonical_caption(folder.path(r.file_name), r.text) for r in images]
+                found["edit"] += [
+                    canonical_edit(folder.path(e.source), folder.path(e.target), e.instruction) for e in edits
+                ]
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """What identifies the records of every source: a result depends on them."""
+        return {name: source_facts(source) for name, source in self.sources.items()}
+
+
+def source_facts(source: Source) -> dict[str, Any]:
+    """Counts by task, and for a folder the hash of its records."""
+    facts: dict[str, Any] = {task: source.count(task) for task in sorted(source.tasks)}
+    if isinstance(source, FolderSource):
+        folder = source.folder
+        records = [record.model_dump() for record in (*folder.images, *folder.edits)]
+        facts["sha256"] = hashlib.sha256(json.dumps(records).encode("utf-8", "surrogatepass")).hexdigest()
+    return facts
+
+
+def _texts(conversation: Conversation) -> list[str]:
+    return [part.text for turn in conversation.turns for part in turn.content if isinstance(part, TextPart)]
