@@ -93,13 +93,20 @@ class InitSection(_Section):
 
     `model` is a folder or hub name of a whole model in our or the published layout; sizes, tokenizer and preset then
     come from there. The others fill one part of a model whose sizes `model:` gives: `backbone` a Qwen2-VL model,
-    `image_tokenizer` and `decoder` files of tensors with the published names (without their prefix).
+    `image_tokenizer` and `decoder` files of tensors with the published names (without their prefix); where a file holds
+    several groups of tensors, `FILE#GROUP` names one.
     """
 
     model: str | None = None
     backbone: str | None = None
     image_tokenizer: str | None = None
     decoder: str | None = None
+
+    @model_validator(mode="after")
+    def _whole_or_parts(self) -> Self:
+        if self.model is not None and (self.backbone or self.image_tokenizer or self.decoder):
+            raise ValueError("init.model is a whole model: leave out backbone, image_tokenizer and decoder")
+        return self
 
 
 class SourceSection(_Section):
@@ -315,7 +322,8 @@ STAGE_KINDS: dict[str, type[BaseModel]] = {
 class Recipe(_Section):
     """A whole schedule: what is built and which stages train it, in order.
 
-    `sources` names what the stages' data refer to; `data` always exists and is the folder of `--data`.
+    `sources` names what the stages' data refer to; `data` always exists and is the folder of `--data`. `frozen_dtype`
+    is the type of weights that no stage trains (but for the image tokenizer's, which stay float32: bits depend on them).
     """
 
     name: str
@@ -328,6 +336,7 @@ class Recipe(_Section):
     init: InitSection = InitSection()
     sources: dict[str, SourceSection] = Field(default_factory=dict)
     export_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    frozen_dtype: Literal["bfloat16", "float32"] = "float32"
     stages: list[Stage] = Field(min_length=1)
 
     @model_validator(mode="after")
