@@ -11,6 +11,10 @@ from collections.abc import Iterable, Mapping
 Shape = tuple[int, ...]
 
 _MAX_LINES = 30
+_ADVICE = (
+    "Use the config.json that belongs to these weights, or copy all files of the model again; a folder in the "
+    "published layout has model_type vargpt_qwen2_vl, one in ours has model_type vargpt."
+)
 
 
 def shorten(names: Iterable[str]) -> list[str]:
@@ -34,6 +38,8 @@ def check_keys(
     expected: Mapping[str, Shape],
     optional: frozenset[str] = frozenset(),
     growable: frozenset[str] = frozenset(),
+    described_by: str = "its config.json",
+    advice: str = _ADVICE,
 ) -> None:
     """Compare names and shapes of a checkpoint with what the model needs.
 
@@ -41,6 +47,7 @@ def check_keys(
         where: the folder, for the message.
         optional: names that may be absent (buffers with a known value).
         growable: names whose first axis may be longer than expected (tables of which some rows are used).
+        described_by, advice: what the expectation comes from and what to do, for the message.
 
     Raises:
         ValueError: listing every missing and unexpected key and every wrong shape.
@@ -57,7 +64,7 @@ def check_keys(
             wrong.append(f"{name}: got {list(got)}, expected {list(shape)}")
     if not (missing or unexpected or wrong):
         return
-    sections = [f"the weights in {where} do not fit the model that its config.json describes."]
+    sections = [f"the weights in {where} do not fit the model that {described_by} describes."]
     if missing:
         sections.append(_section(f"missing ({len(missing)}):", shorten(missing)))
     if unexpected:
@@ -65,8 +72,5 @@ def check_keys(
     if wrong:
         lines = wrong if len(wrong) <= _MAX_LINES else [*wrong[:_MAX_LINES], f"and {len(wrong) - _MAX_LINES} more"]
         sections.append(_section(f"wrong shape ({len(wrong)}):", lines))
-    sections.append(
-        "Use the config.json that belongs to these weights, or copy all files of the model again; a folder in the "
-        "published layout has model_type vargpt_qwen2_vl, one in ours has model_type vargpt."
-    )
+    sections.append(advice)
     raise ValueError("\n".join(sections))

@@ -323,7 +323,7 @@ class Recipe(_Section):
     """A whole schedule: what is built and which stages train it, in order.
 
     `sources` names what the stages' data refer to; `data` always exists and is the folder of `--data`. `frozen_dtype`
-    is the type of weights that no stage trains (but for the image tokenizer's, which stay float32: bits depend on them).
+    is the type of weights that no stage trains (not of the image tokenizer's, which stay float32: bits depend on them).
     """
 
     name: str
