@@ -5,11 +5,9 @@ Invariant: the same request gives the same conversation, whatever else is asked.
 
 from __future__ import annotations
 
-from PIL import Image
-
 from vargpt.configuration import VargptConfig
 from vargpt.data.instructions import draw_prompt, edit_prompt
-from vargpt.processing.conversation import Conversation, assistant, user
+from vargpt.processing.conversation import Conversation, UnderstandSource, assistant, user
 
 
 def speaks_published(config: VargptConfig) -> bool:
@@ -27,7 +25,7 @@ def draw_request(config: VargptConfig, prompt: str) -> Conversation:
     )
 
 
-def edit_request(config: VargptConfig, image: Image.Image, instruction: str) -> Conversation:
+def edit_request(config: VargptConfig, image: UnderstandSource, instruction: str) -> Conversation:
     """The conversation that asks to change a picture."""
     if not speaks_published(config):
         return edit_prompt(image, instruction)
