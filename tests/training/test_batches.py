@@ -21,7 +21,7 @@ from vargpt.training.image_cache import ImageCache
 from vargpt.training.micro_batches import MicroBatch, make_micro_batch, split_rows
 from vargpt.training.sft_stage import SftTask
 from vargpt.training.steps import draw_flips
-from vargpt.training.tokenizer_stage import SampleOrder, TokenizerTask, load_targets, to_signed
+from vargpt.training.tokenizer_stage import TokenizerTask, load_targets, to_signed
 
 SCHEDULE = ScaleSchedule(1.0, 2)
 
@@ -67,23 +67,6 @@ def drawn(task: SftTask, step: int) -> ModelInputs:
     return micro.inputs
 
 
-def test_every_epoch_is_a_fresh_permutation_that_can_be_entered_anywhere():
-    order = SampleOrder(5, seed=3)
-    items = order.take(0, 15)
-    epochs = [items[0:5], items[5:10], items[10:15]]
-    assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
-    assert epochs[0] != epochs[1] or epochs[1] != epochs[2]
-    assert SampleOrder(5, seed=3).take(7, 6) == items[7:13]
-    assert SampleOrder(50, seed=4).take(0, 50) != SampleOrder(50, seed=3).take(0, 50)
-    with pytest.raises(ValueError, match="nothing to sample from"):
-        SampleOrder(0, seed=0)
-
-
-def test_the_order_is_pinned_by_literal_values():
-    """Checkpoints of older runs go on with the same batches."""
-    assert SampleOrder(6, seed=0).take(0, 12) == [2, 5, 3, 0, 1, 4, 1, 5, 2, 0, 3, 4]
-
-
 def test_flips_have_a_strength_of_their_own_per_image_and_scale():
     schedule = ScaleSchedule(1.0, 5)
 
@@ -106,7 +89,7 @@ def test_the_cache_holds_what_would_be_made_anew(folder: ImageFolder, processor:
     paths = [folder.path(name) for name in ("7.png", "2.png", "7.png")]
     latents = torch.stack([cache.latent(path, SCHEDULE) for path in paths])
     with torch.no_grad():
-        expected = tokenizer.features(to_signed(load_targets(folder, ["7.png", "2.png", "7.png"], SCHEDULE)))
+        expected = tokenizer.features(to_signed(load_targets(paths, SCHEDULE)))
     torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
     assert cache.latent(paths[0], SCHEDULE) is cache.latent(paths[0], SCHEDULE)
     assert not torch.equal(cache.latent(paths[0], SCHEDULE, (0.0, 0.0)), torch.zeros_like(latents[0]))
@@ -173,9 +156,9 @@ def test_every_augmentation_changes_the_batch(data: Path, processor: VargptProce
 
 def test_without_augmentation_the_batch_is_the_pictures(data: Path, folder: ImageFolder, processor: VargptProcessor):
     task = tokenizer_with(data, processor, flip=False, zoom=0.0, permute_colours=0.0)
-    names = [record.file_name for record in folder.split_images("train")]
-    order = SampleOrder(len(names), seed=0).take(4, 4)
-    assert torch.equal(whole(task, 1), to_signed(load_targets(folder, [names[i] for i in order], SCHEDULE)))
+    images = [task._stream.at(position).conversation.drawings[0].image for position in range(4, 8)]
+    assert {Path(image).parent for image in images} == {folder.root} and len(set(images)) == 4
+    assert torch.equal(whole(task, 1), to_signed(load_targets(images, SCHEDULE)))
     assert whole(task, 1).min() >= -1 and whole(task, 1).max() <= 1
 
 

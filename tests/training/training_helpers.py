@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
 from vargpt.training.build import build_model
+from vargpt.training.examples import SampleStream
 from vargpt.training.image_cache import ImageCache
 from vargpt.training.schema import Recipe, SftStage, TokenizerStage
 from vargpt.training.sft_stage import SftTask
@@ -106,9 +107,10 @@ def tokenizer_task(recipe: Recipe, data: Path, processor: VargptProcessor, model
     stage = recipe.stages[0]
     assert isinstance(stage, TokenizerStage)
     tokenizer = (model or build_model(recipe, processor)).image_tokenizer
-    return TokenizerTask(
-        tokenizer, StageData(recipe, data).folder("data"), recipe.stage_schedule(stage), stage, recipe.seed
-    )
+    sources = StageData(recipe, data)
+    stream = SampleStream(stage.name, stage.data, sources.sources, 0.0, recipe.seed)
+    pictures = [conversation.drawings[0].image for conversation in sources.validation()["draw"]]
+    return TokenizerTask(tokenizer, stream, pictures, recipe.stage_schedule(stage), stage, recipe.seed)
 
 
 def step_values(task: Any, step: int = 0) -> dict[str, float]:

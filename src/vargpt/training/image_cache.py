@@ -23,7 +23,7 @@ MAX_BYTES = 2 << 30
 """Memory that each of the two caches may take; the least recently used go first."""
 
 
-class _Recent:
+class RecentCache:
     """A mapping of tensors that forgets the least recently used beyond a number of bytes."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -31,6 +31,7 @@ class _Recent:
         self._items: OrderedDict[Hashable, PreparedImage | Tensor] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], PreparedImage | Tensor]) -> PreparedImage | Tensor:
+        """The value of a key, made where it is not there (any more)."""
         if key in self._items:
             self._items.move_to_end(key)
             return self._items[key]
@@ -51,7 +52,7 @@ class ImageCache:
 
     def __init__(self, processor: VargptProcessor, tokenizer: ImageTokenizer, max_bytes: int = MAX_BYTES) -> None:
         self._processor, self._tokenizer = processor, tokenizer
-        self._patches, self._latents = _Recent(max_bytes), _Recent(max_bytes)
+        self._patches, self._latents = RecentCache(max_bytes), RecentCache(max_bytes)
 
     def patches(self, source: UnderstandSource) -> PreparedImage:
         """The image as patches to understand."""

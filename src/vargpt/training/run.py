@@ -17,6 +17,7 @@ from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
 from vargpt.training import adapters, distributed
 from vargpt.training.build import build_model, build_processor
+from vargpt.training.examples import SampleStream
 from vargpt.training.image_cache import ImageCache
 from vargpt.training.output import PROCESSOR, claim_output, save_processor, save_result
 from vargpt.training.recipe import load_recipe
@@ -119,7 +120,9 @@ class Run:
         """The task of a stage; it checks that the data has what the stage needs, and reads no picture yet."""
         recipe, model, schedule = self._recipe, self._model, self._recipe.stage_schedule(stage)
         if isinstance(stage, TokenizerStage):
-            return TokenizerTask(model.image_tokenizer, self._data.folder(stage.source), schedule, stage, recipe.seed)
+            stream = SampleStream(stage.name, stage.data, self._data.sources, 0.0, recipe.seed)
+            pictures = [conversation.drawings[0].image for conversation in self._data.validation()["draw"]]
+            return TokenizerTask(model.image_tokenizer, stream, pictures, schedule, stage, recipe.seed)
         cache = ImageCache(self._processor, model.image_tokenizer)
         if isinstance(stage, SftStage):
             return SftTask(

@@ -131,7 +131,7 @@ class DataEntry(_Section):
     """
 
     source: str = "data"
-    task: Literal["draw", "caption", "edit", "question", "chat"]
+    task: Literal["draw", "caption", "edit", "question", "chat"] = "draw"
     weight: float = Field(1.0, gt=0)
 
 
@@ -189,12 +189,12 @@ class _StageSection(_Section):
 
 
 class TokenizerStage(_StageSection):
-    """Train the image tokenizer on the images of a folder or of scenes."""
+    """Train the image tokenizer on the pictures that its data draws."""
 
     kind: Literal["tokenizer"]
     name: StageName = "tokenizer"
     loop: LoopSection
-    source: str = "data"
+    data: list[DataEntry] = Field([DataEntry()], min_length=1)
     trainable: Literal["all", "decoder"] = "all"
     loss: TokenizerLossSection = TokenizerLossSection()
     flip: bool = True
@@ -348,12 +348,13 @@ class Recipe(_Section):
         pairs: list[str] = []
         for stage in self.stages:
             self.stage_schedule(stage)
-            entries = stage.data if isinstance(stage, SftStage | PairsStage) else []
-            used = [entry.source for entry in entries]
-            used += [stage.source] if isinstance(stage, TokenizerStage) else []
-            for source in used:
-                if source not in self.sources:
-                    raise ValueError(f"stage {stage.name}: no source {source!r}; known: {', '.join(self.sources)}")
+            for entry in [] if isinstance(stage, DpoStage) else stage.data:
+                if entry.source not in self.sources:
+                    raise ValueError(
+                        f"stage {stage.name}: no source {entry.source!r}; known: {', '.join(self.sources)}"
+                    )
+                if isinstance(stage, TokenizerStage) and entry.task not in ("draw", "edit"):
+                    raise ValueError(f"stage {stage.name}: the image tokenizer needs pictures drawn, not {entry.task}")
             if isinstance(stage, DpoStage) and stage.pairs in names and stage.pairs not in pairs:
                 raise ValueError(f"stage {stage.name}: {stage.pairs!r} is no pairs stage before it")
             pairs += [stage.name] if isinstance(stage, PairsStage) else []

@@ -10,12 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vargpt.data.folder import ImageFolder, read_folder
+from vargpt.data.folder import read_folder
 from vargpt.data.instructions import canonical_caption, canonical_draw, canonical_edit
 from vargpt.data.sources.folder import FolderSource
 from vargpt.data.sources.protocol import Source
 from vargpt.processing.conversation import Conversation, TextPart
-from vargpt.training.schema import DataEntry, PairsStage, Recipe, SftStage, TokenizerStage
+from vargpt.training.schema import DataEntry, DpoStage, Recipe
 from vargpt.training.steps import chance_at
 
 VALIDATION_EXAMPLES = 64
@@ -38,11 +38,9 @@ class StageData:
         self._entries: list[DataEntry] = []
         names: list[str] = []
         for stage in recipe.stages:
-            if isinstance(stage, SftStage | PairsStage):
+            if not isinstance(stage, DpoStage):
                 self._entries += stage.data
                 names += [entry.source for entry in stage.data]
-            elif isinstance(stage, TokenizerStage):
-                names.append(stage.source)
         self.sources: dict[str, Source] = {name: self._open(name, data_dir) for name in dict.fromkeys(names)}
 
     def _open(self, name: str, data_dir: Path | None) -> Source:
@@ -57,17 +55,6 @@ class StageData:
         from vargpt.data.sources.open import open_source
 
         return open_source(name, section, root, self._recipe.validation_fraction)
-
-    def folder(self, name: str) -> ImageFolder:
-        """The image folder behind a source.
-
-        Raises:
-            ValueError: if the source is something else.
-        """
-        source = self.sources[name]
-        if not isinstance(source, FolderSource):
-            raise ValueError(f"source {name!r} is no image folder, which a tokenizer stage needs")
-        return source.folder
 
     def texts(self) -> list[str]:
         """Words to train a text tokenizer on: of the training part, without the templates' wording where it can be."""

@@ -7,30 +7,35 @@ Shapes: `images_B3HW` in [-1, 1].
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vargpt.data.folder import ImageFolder, Part
 from vargpt.image_tokenizer.tokenizer import ImageTokenizer
 from vargpt.image_tokenizer.training_loss import tokenizer_loss
-from vargpt.processing.images import target_pixels
+from vargpt.processing.conversation import DrawSource
+from vargpt.processing.images import open_image, target_pixels
 from vargpt.scales import ScaleSchedule
 from vargpt.training import distributed
+from vargpt.training.examples import SampleStream
+from vargpt.training.image_cache import MAX_BYTES, RecentCache
 from vargpt.training.schema import TokenizerStage
 from vargpt.training.steps import stream_seed
 
 _EVALUATION_BATCH = 64
 
 
-def load_targets(folder: ImageFolder, names: list[str], schedule: ScaleSchedule) -> Tensor:
+def load_targets(sources: Sequence[DrawSource | None], schedule: ScaleSchedule) -> Tensor:
     """Load images at the schedule's size as uint8 [n, 3, H, W] (kept as bytes: a quarter of the memory)."""
     height, width = schedule.image_size
-    images = torch.empty(len(names), 3, height, width, dtype=torch.uint8)
-    for index, name in enumerate(names):
-        pixels = target_pixels(folder.load(name), schedule)
+    images = torch.empty(len(sources), 3, height, width, dtype=torch.uint8)
+    for index, source in enumerate(sources):
+        if source is None:
+            raise ValueError("a sample to train the image tokenizer on has no picture")
+        pixels = source if isinstance(source, Tensor) else target_pixels(open_image(source), schedule)
         images[index] = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return images
 
@@ -40,53 +45,44 @@ def to_signed(images_u8: Tensor) -> Tensor:
     return images_u8.float() / 127.5 - 1
 
 
-class SampleOrder:
-    """An endless, seeded order over `count` items: every epoch a fresh permutation, addressable by position."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        if count < 1:
-            raise ValueError("there is nothing to sample from: the training part of the data is empty; add pictures")
-        self._count, self._seed = count, seed
-        self._cache: tuple[int, Tensor] | None = None
-
-    def take(self, start: int, number: int) -> list[int]:
-        """Items at positions start .. start + number - 1."""
-        return [self._at(position) for position in range(start, start + number)]
-
-    def _at(self, position: int) -> int:
-        epoch, offset = divmod(position, self._count)
-        if self._cache is None or self._cache[0] != epoch:
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-            self._cache = (epoch, torch.randperm(self._count, generator=generator))
-        return int(self._cache[1][offset])
-
-
 class TokenizerTask:
-    """Reconstruction of the folder's images (a `Task` of the trainer).
+    """Reconstruction of the images that a stage's data draws (a `Task` of the trainer).
 
-    All terms are means over the step's images but one: the usage of bits (`bit_usage`) is the entropy of an average over
-    a micro-batch, so it depends on `micro_batch_size`.
+    All terms are means over the step's images but one: the usage of bits (`bit_usage`) is the entropy of an average
+    over a micro-batch, so it depends on `micro_batch_size`.
+
+    Args:
+        stream: samples by position; the picture that a sample draws is taken.
+        validation: pictures to reconstruct in evaluations.
     """
 
     def __init__(
-        self, tokenizer: ImageTokenizer, folder: ImageFolder, schedule: ScaleSchedule, stage: TokenizerStage, seed: int
+        self,
+        tokenizer: ImageTokenizer,
+        stream: SampleStream,
+        validation: Sequence[DrawSource],
+        schedule: ScaleSchedule,
+        stage: TokenizerStage,
+        seed: int,
     ) -> None:
         self.module = tokenizer
+        self._stream, self._validation_images = stream, list(validation)
         self._schedule, self._stage, self._seed = schedule, stage, seed
-        self._folder = folder
-        self._order = SampleOrder(len(folder.split_images("train")), seed)
-
-    @cached_property
-    def _train(self) -> Tensor:
-        """Read when the first batch is made: a finished stage needs no picture."""
-        return self._load("train")
+        self._cache = RecentCache(MAX_BYTES)
 
     @cached_property
     def _validation(self) -> Tensor:
-        return self._load("validation")
+        """Read at the first evaluation: a finished stage needs no picture."""
+        return load_targets(self._validation_images, self._schedule)
 
-    def _load(self, part: Part) -> Tensor:
-        return load_targets(self._folder, [r.file_name for r in self._folder.split_images(part)], self._schedule)
+    def _image(self, position: int) -> Tensor:
+        """The picture at a position, float32 [3, H, W]."""
+        source = self._stream.at(position).conversation.drawings[0].image
+        if not isinstance(source, Path):
+            return to_signed(load_targets([source], self._schedule)[0])
+        image = self._cache.get(source, lambda: load_targets([source], self._schedule)[0])
+        assert isinstance(image, Tensor)
+        return to_signed(image)
 
     def batch(self, step: int) -> list[Tensor]:
         """This rank's augmented images of a step, in micro-batches."""
@@ -95,8 +91,7 @@ class TokenizerTask:
         images = []
         for position in positions:
             seed = stream_seed(self._seed, self._stage.name, position, "augment")
-            image = to_signed(self._train[self._order.take(position, 1)[0]])
-            images.append(self._augment(image, torch.Generator().manual_seed(seed)))
+            images.append(self._augment(self._image(position), torch.Generator().manual_seed(seed)))
         return list(torch.stack(images).split(self._stage.loop.micro_batch_size)) if images else []
 
     def counts(self, batch: list[Tensor]) -> dict[str, float]:
