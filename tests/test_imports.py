@@ -19,6 +19,7 @@ LAYERS = (
     "model",
     "data",
     "inference",
+    "preferences",
     "training",
     "verification",
     "evaluation",
