@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vargpt.training.journal import Journal, format_duration, plot_curves, read_journal
+from vargpt.training.journal import Journal, group_curves, plot_curves, read_journal
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -19,9 +19,9 @@ def write(path: Path, *lines: str) -> Path:
 
 def test_entries_beyond_the_resumed_step_are_dropped(tmp_path: Path):
     path = write(tmp_path / "journal.jsonl", *(json.dumps({"step": step}) + "\n" for step in (3, 4, 5)))
-    Journal(tmp_path, "stage", 10, resumed_step=4)
+    Journal(tmp_path, resumed_step=4)
     assert [entry["step"] for entry in read_journal(path)] == [3, 4]
-    Journal(tmp_path, "stage", 10, resumed_step=0)
+    Journal(tmp_path, resumed_step=0)
     assert read_journal(path) == []
 
 
@@ -34,17 +34,22 @@ def test_a_last_line_cut_by_a_kill_is_dropped_but_not_one_before(tmp_path: Path)
     assert read_journal(tmp_path / "absent.jsonl") == []
 
 
-def test_progress_says_stage_step_metrics_and_eta(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    Journal(tmp_path, "stage", 10, resumed_step=4).record(5, {"loss": 1.25}, 8)
-    line = capsys.readouterr().err
-    assert line.startswith("stage 5/10 (50%) loss 1.25 | ") and "samples/s, ETA 0:00:0" in line
-    assert read_journal(tmp_path / "journal.jsonl") == [{"step": 5, "loss": 1.25}]
+def test_entries_are_appended(tmp_path: Path):
+    journal = Journal(tmp_path, resumed_step=0)
+    journal.record(5, {"loss": 1.25})
+    journal.flush()
+    Journal(tmp_path, resumed_step=5).record(6, {"loss": 1.0})
+    assert (tmp_path / "journal.jsonl").read_text() == '{"step": 5, "loss": 1.25}\n{"step": 6, "loss": 1.0}\n'
 
 
-def test_durations():
-    assert [format_duration(s) for s in (-1, 0, 59.9, 3600, 36061)] == [
-        "0:00:00", "0:00:00", "0:00:59", "1:00:00", "10:01:01",
-    ]  # fmt: skip
+def test_scales_share_a_plot_in_their_order():
+    names = ["loss", "bit_loss/scale10", "bit_loss/scale2", "validation/bit_loss/scale0", "validation/loss"]
+    assert group_curves(names) == [
+        ("bit_loss by scale", [("2", "bit_loss/scale2"), ("10", "bit_loss/scale10")]),
+        ("loss", [("", "loss")]),
+        ("validation/bit_loss by scale", [("0", "validation/bit_loss/scale0")]),
+        ("validation/loss", [("", "validation/loss")]),
+    ]
 
 
 def test_curves_are_drawn(tmp_path: Path):

@@ -5,16 +5,32 @@ for one process and for many.
 
 Collectives pair up by order. Hence all ranks must call these functions, and run the same modules, in the same order: a
 task gives every rank the same number of micro-batches of the same kinds (`max_int` finds the number, rows without a
-target fill it up).
+target fill it up), and the backward of each must pass through the same modules. Sharded parameters exist whole only
+inside the forward of the model that was sharded; `full_state` and `load_full_state` take them out and put them in.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from vargpt.model.blocks import CrossAttention
+from vargpt.model.modeling import VargptForConditionalGeneration
 
 ValueT = TypeVar("ValueT")
 
@@ -29,6 +45,11 @@ def setup() -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise RuntimeError(
+                f"process {local_rank} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; "
+                f"start torchrun with --nproc_per_node {torch.cuda.device_count()} or less"
+            )
         torch.cuda.set_device(device)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
@@ -56,12 +77,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
-    """Wait until every process is here."""
-    if world_size() > 1:
-        dist.barrier()
-
-
 def share(count: int) -> range:
     """Which of `count` items are this rank's: consecutive ones, shares differ by one at most."""
     return range(count * rank() // world_size(), count * (rank() + 1) // world_size())
@@ -85,10 +100,15 @@ def broadcast_object(value: ValueT) -> ValueT:
     return values[0]
 
 
-def sum_counts(counts: dict[str, float]) -> dict[str, float]:
+def barrier() -> None:
+    """Wait until every process is here."""
+    gather_objects(None)
+
+
+def sum_counts(counts: Mapping[str, float]) -> dict[str, float]:
     """Add numbers by name over all ranks, in the order of ranks (the same result everywhere); names may differ."""
     total: dict[str, float] = {}
-    for part in gather_objects(counts):
+    for part in gather_objects(dict(counts)):
         for name, value in part.items():
             total[name] = total.get(name, 0.0) + value
     return total
@@ -97,3 +117,169 @@ def sum_counts(counts: dict[str, float]) -> dict[str, float]:
 def max_int(value: int) -> int:
     """The largest of all ranks' values."""
     return max(gather_objects(value))
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Add the gradients of parameters that are not sharded over all ranks; those of sharded ones are added already.
+
+    Where only some ranks have a gradient, the others count as zero.
+    """
+    if world_size() == 1:
+        return
+    whole = [p for p in parameters if not isinstance(p, DTensor)]
+    present = [any(flags) for flags in zip(*gather_objects([p.grad is not None for p in whole]), strict=True)]
+    whole = [p for p, used in zip(whole, present, strict=True) if used]
+    if not whole:
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in whole]
+    flat = torch.cat([gradient.float().flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    for parameter, part in zip(whole, flat.split([p.numel() for p in whole]), strict=True):
+        parameter.grad = part.view_as(parameter).to(parameter.dtype)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], maximum: float) -> Tensor:
+    """Scale all gradients so that their common norm is `maximum` at most; return the norm before (a plain scalar)."""
+    with_gradient = [p for p in parameters if p.grad is not None]
+    norms = []
+    for kind in (True, False):
+        gradients = [p.grad for p in with_gradient if p.grad is not None and isinstance(p.grad, DTensor) == kind]
+        if gradients:
+            norm = get_total_norm(gradients)
+            norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    if not norms:
+        return torch.zeros(())
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    for kind in (True, False):
+        clip_grads_with_norm_([p for p in with_gradient if isinstance(p, DTensor) == kind], maximum, norm)
+    return norm
+
+
+def transformer_blocks(module: nn.Module) -> list[GradientCheckpointingLayer]:
+    """Blocks of vision tower, language model and decoder: what is sharded, recomputed and compiled as one."""
+    return [child for child in module.modules() if isinstance(child, GradientCheckpointingLayer)]
+
+
+def shard(model: VargptForConditionalGeneration, precision: str = "fp32", device: torch.device | None = None) -> None:
+    """Spread the parameters over the ranks (FSDP2): every block is one unit, the rest of the model another.
+
+    Gradients are summed over ranks, not averaged: losses are shares already. The image tokenizer stays whole on every
+    rank, since its methods are called outside of any forward; its gradients are added by `sum_gradients`. Every rank
+    brings the same whole weights. With `precision="bf16"` on a GPU, parameters are gathered in bfloat16 and gradients
+    reduced in float32. Which parameters require a gradient may change later. With one rank nothing happens.
+    `device`: where it will be, for a model on the meta device; by default where it is.
+    """
+    if world_size() > 1:
+        device = device or next(model.parameters()).device
+        _shard_units(model, init_device_mesh(device.type, (world_size(),)), precision)
+
+
+def _shard_units(model: VargptForConditionalGeneration, mesh: DeviceMesh, precision: str) -> None:
+    half = mesh.device_type == "cuda" and precision == "bf16"
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if half else None,
+        reduce_dtype=torch.float32 if half else None,
+        cast_forward_inputs=False,
+    )
+    for block in transformer_blocks(model):
+        for child in block.modules():
+            if isinstance(child, CrossAttention):  # its keys and values are made before its block runs
+                fully_shard(child, mesh=mesh, mp_policy=policy)
+                register_fsdp_forward_method(child, "keys_values")
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=set(model.image_tokenizer.parameters()))
+    for unit in model.modules():
+        if isinstance(unit, FSDPModule):
+            unit.set_gradient_divide_factor(1.0)
+            unit.set_force_sum_reduction_for_comms(True)
+
+
+def shard_like(
+    twin: VargptForConditionalGeneration, model: VargptForConditionalGeneration, precision: str = "fp32"
+) -> None:
+    """Shard a model that was just built on the meta device, with the same modules, and give it another one's values.
+
+    FSDP2 cannot copy what it has sharded, and no rank need ever hold the whole copy.
+
+    Raises:
+        ValueError: if the two have different parameters.
+    """
+    sources = dict(model.named_parameters()) | dict(model.named_buffers())
+    if sources.keys() != (dict(twin.named_parameters()) | dict(twin.named_buffers())).keys():
+        raise ValueError("a twin is built like the model, adapters included, but its parameters differ")
+    shard(twin, precision, next(model.parameters()).device)
+    twin.to_empty(device=next(model.parameters()).device)
+    with torch.no_grad():
+        for name, target in (dict(twin.named_parameters()) | dict(twin.named_buffers())).items():
+            target.copy_(sources[name])
+
+
+def full_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the whole state on the CPU: on rank 0, and an empty one on the others. All ranks must call it."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if is_main():
+            state[name] = whole.detach().to("cpu", copy=True)
+    return state
+
+
+def load_full_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy a whole state, the same on every rank, into a model that may be sharded.
+
+    Raises:
+        ValueError: if names or shapes differ.
+    """
+    own = model.state_dict()
+    if own.keys() != state.keys():
+        different = sorted(own.keys() ^ state.keys())
+        raise ValueError(f"the state does not fit the model: {len(different)} names differ, such as {different[0]}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if tensor.shape != state[name].shape:
+                raise ValueError(
+                    f"{name} is {tuple(state[name].shape)} in the state, {tuple(tensor.shape)} in the model"
+                )
+            value = state[name].to(tensor.device, tensor.dtype)
+            if isinstance(tensor, DTensor):
+                value = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
+            tensor.copy_(value)
+
+
+def write_state(directory: Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors, sharded ones by all ranks together, into an empty folder as a distributed checkpoint.
+
+    Raises:
+        OSError: if it cannot be written (on all ranks alike).
+    """
+    writer = dcp.FileSystemWriter(directory)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*assuming the intent is to save in a single process")
+        try:
+            dcp.save(dict(state), storage_writer=writer, no_dist=world_size() == 1)
+        except CheckpointException as error:
+            raise _system_error(error) from error
+
+
+def read_state(directory: Path, state: Mapping[str, Tensor]) -> None:
+    """Fill tensors, however they are sharded, from a distributed checkpoint of any number of ranks."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process")
+        try:
+            dcp.load(dict(state), storage_reader=dcp.FileSystemReader(directory), no_dist=world_size() == 1)
+        except CheckpointException as error:
+            raise _system_error(error) from error
+
+
+def state_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in a distributed checkpoint."""
+    metadata = dcp.FileSystemReader(directory).read_metadata().state_dict_metadata
+    return {name: tuple(entry.size) for name, entry in metadata.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+def _system_error(error: CheckpointException) -> BaseException:
+    """The cause that users can do something about, if there is one among the failures of the ranks."""
+    for failure, _ in error.failures.values():
+        if isinstance(failure, OSError):
+            return failure
+    return error

@@ -1,6 +1,7 @@
-"""The journal of a stage: one JSON line per logged step, a progress line with ETA, and curves as a PNG.
+"""The journal of a stage: one JSON line per logged step, and its curves as a PNG.
 
-Invariant: after a resume at step s the journal holds no entry beyond s, so it equals that of an unbroken run.
+Invariant: it holds only numbers that follow from the recipe and the data, and after a resume at step s no entry beyond
+s, so it equals that of an unbroken run.
 """
 
 from __future__ import annotations
@@ -9,48 +10,35 @@ import json
 import math
 import os
 import sys
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-
-def format_duration(seconds: float) -> str:
-    """Format a duration as h:mm:ss."""
-    whole = max(0, int(seconds))
-    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+from vargpt.training.progress import split_scale
 
 
 class Journal:
-    """Appends metrics to `directory/journal.jsonl` and reports progress on standard error."""
+    """Appends metrics to `directory/journal.jsonl`, after it dropped what lies beyond the resumed step."""
 
-    def __init__(self, directory: Path, stage: str, total_steps: int, resumed_step: int) -> None:
+    def __init__(self, directory: Path, resumed_step: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "journal.jsonl"
-        self._stage = stage
-        self._total = total_steps
-        self._start_step = resumed_step
-        self._start_time = time.monotonic()
-        self._keep_until(resumed_step)
-
-    def _keep_until(self, step: int) -> None:
-        entries = [entry for entry in read_journal(self._path) if entry["step"] <= step]
+        entries = [entry for entry in read_journal(self._path) if entry["step"] <= resumed_step]
         partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        with open(partial, "w") as file:
+            file.write("".join(json.dumps(entry) + "\n" for entry in entries))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, self._path)
 
-    def record(self, step: int, metrics: dict[str, float], samples_per_step: int) -> None:
-        """Append one entry (step counts finished optimiser steps) and print progress."""
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one entry; step counts finished optimiser steps."""
         with open(self._path, "a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
-        elapsed = time.monotonic() - self._start_time
-        rate = (step - self._start_step) / elapsed if elapsed > 0 else 0.0
-        eta = format_duration((self._total - step) / rate) if rate > 0 else "?"
-        shown = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        print(
-            f"{self._stage} {step}/{self._total} ({100 * step / self._total:.0f}%) {shown} "
-            f"| {rate * samples_per_step:.1f} samples/s, ETA {eta}",
-            file=sys.stderr,
-            flush=True,
-        )
+
+    def flush(self) -> None:
+        """Have every entry on the disk: before the checkpoint that stands beyond it."""
+        with open(self._path, "a") as file:
+            os.fsync(file.fileno())
 
 
 def read_journal(path: Path) -> list[dict[str, float]]:
@@ -68,6 +56,19 @@ def read_journal(path: Path) -> list[dict[str, float]]:
     return entries
 
 
+def group_curves(names: Sequence[str]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return plots in order: a title, and (label, metric) of each line; metrics of all scales share a plot."""
+    plots: dict[str, list[tuple[int, str]]] = {}
+    for name in sorted(names):
+        split = split_scale(name)
+        title, scale = split if split is not None else (name, -1)
+        plots.setdefault(title if split is None else f"{title} by scale", []).append((scale, name))
+    return [
+        (title, [("" if scale < 0 else str(scale), name) for scale, name in sorted(lines)])
+        for title, lines in plots.items()
+    ]
+
+
 def plot_curves(directory: Path) -> Path | None:
     """Draw every metric of the journal over steps into `directory/curves.png`; None without matplotlib or entries."""
     entries = read_journal(directory / "journal.jsonl")
@@ -81,16 +82,23 @@ def plot_curves(directory: Path) -> Path | None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = sorted({name for entry in entries for name in entry if name != "step"})
-    columns = min(4, len(names))
-    rows = math.ceil(len(names) / columns)
+    plots = group_curves([name for name in {key for entry in entries for key in entry} if name != "step"])
+    columns = min(4, len(plots))
+    rows = math.ceil(len(plots) / columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False)
-    for axis, name in zip(axes.flat, names, strict=False):
-        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
-        axis.plot([step for step, _ in points], [value for _, value in points], linewidth=1)
-        axis.set_title(name, fontsize=9)
+    for axis, (title, lines) in zip(axes.flat, plots, strict=False):
+        for index, (label, name) in enumerate(lines):
+            points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+            colour = plt.get_cmap("viridis")(0.9 * index / (len(lines) - 1)) if len(lines) > 1 else None
+            axis.plot(
+                [step for step, _ in points], [value for _, value in points],
+                linewidth=1, marker="." if len(points) < 3 else None, color=colour, label=label,
+            )  # fmt: skip
+        if len(lines) > 1:
+            axis.legend(fontsize=5, ncols=2, handlelength=1, columnspacing=0.8)
+        axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3)
-    for axis in list(axes.flat)[len(names) :]:
+    for axis in list(axes.flat)[len(plots) :]:
         axis.set_visible(False)
     figure.tight_layout()
     path = directory / "curves.png"

@@ -17,6 +17,7 @@ class LoopSettings:
     where a following stage goes on with the same weights. `batch_size` counts samples of a step over all ranks; a
     task cuts a rank's share into micro-batches of at most `micro_batch_size` samples (and `micro_batch_tokens`
     tokens). `ema` is the decay of an exponential moving average of the weights, None for none.
+    `trackers` None means tensorboard where it is installed.
     """
 
     steps: int
@@ -38,6 +39,7 @@ class LoopSettings:
     ema: float | None = None
     activation_checkpointing: bool = False
     compile: bool = False
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] | None = None
     seed: int = 0
 
     @property

@@ -6,24 +6,37 @@ a run that was killed and resumed ends with bitwise the same weights as an unbro
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vargpt.training import distributed
-from vargpt.training.checkpoints import load_latest, save_checkpoint
+from vargpt.training.averaging import MovingAverage
+from vargpt.training.checkpoints import find_latest, keep_only, save_checkpoint
 from vargpt.training.journal import Journal, plot_curves
 from vargpt.training.optim import build_optimizers, learning_rate_at
+from vargpt.training.output_lock import locked
+from vargpt.training.progress import Progress
 from vargpt.training.settings import LoopSettings
 from vargpt.training.steps import stream_seed
 from vargpt.training.stopping import StopRequest, TimeLimitReached
+from vargpt.training.trackers import Tracker, open_trackers
+from vargpt.training.training_state import TrainingState
 
-__all__ = ["LoopSettings", "StopRequest", "Task", "TimeLimitReached", "Trainer", "set_training_mode"]
+__all__ = ["Hook", "LoopSettings", "StopRequest", "Task", "TimeLimitReached", "Trainer", "set_training_mode"]
+
+Hook = Callable[[int, Mapping[str, float]], str | None]
+"""Looks at every entry of the journal (step, metrics) and may return a line to print, such as a warning."""
 
 MicroT = TypeVar("MicroT")
 
@@ -47,7 +60,10 @@ class Task(Protocol[MicroT]):
         ...
 
     def counts(self, batch: list[MicroT]) -> dict[str, float]:
-        """Return the denominators of this rank's batch (valid targets, images, ...); the loop adds them over ranks."""
+        """Return the denominators of this rank's batch (valid targets, images, ...); the loop adds them over ranks.
+
+        `tokens` and `flops` (those of the products of forward and backward), where given, are shown as rates.
+        """
         ...
 
     def loss(self, micro: MicroT, counts: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -63,54 +79,114 @@ class Task(Protocol[MicroT]):
 
 
 def set_training_mode(module: nn.Module) -> None:
-    """Training mode for all that is trained; evaluation mode (no stochastic depth) for modules that are frozen."""
+    """Training mode for all that is trained; evaluation mode (no stochastic depth) for modules that are frozen.
+
+    A frozen block whose activations are to be recomputed keeps the flag on itself, not on what is inside: only in
+    training mode does it recompute, and a gradient may pass through it.
+    """
     module.train()
     for child in module.modules():
         parameters = list(child.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             child.eval()
+    for block in distributed.transformer_blocks(module):
+        block.training = block.training or block.gradient_checkpointing
+
+
+@contextlib.contextmanager
+def block_options(module: nn.Module, stage: str, settings: LoopSettings) -> Iterator[None]:
+    """Let transformer blocks recompute their activations and run compiled, as the settings say, inside the context.
+
+    Raises:
+        ValueError: if that is asked for a module that has no such blocks.
+    """
+    blocks: list[GradientCheckpointingLayer] = []
+    if settings.activation_checkpointing or settings.compile:
+        blocks = distributed.transformer_blocks(module)
+        if not blocks:
+            raise ValueError(
+                f"stage {stage}: activation_checkpointing and compile act on transformer blocks, and "
+                f"{type(module).__name__} has none; leave them out"
+            )
+    for block in blocks:
+        if settings.activation_checkpointing:
+            block.gradient_checkpointing = True
+            block._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+        if settings.compile:
+            block.compile()
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.gradient_checkpointing = False
+            block._compiled_call_impl = None
 
 
 class Trainer(Generic[MicroT]):
-    """Runs one stage of `settings.steps` optimiser steps in `directory`, going on where a killed run stopped."""
+    """Runs one stage of `settings.steps` optimiser steps in `directory`, going on where a killed run stopped.
 
-    def __init__(self, name: str, task: Task[MicroT], settings: LoopSettings, directory: Path) -> None:
+    Args:
+        hooks: look at what is logged (on rank 0).
+
+    Raises:
+        ValueError: if nothing is trainable.
+    """
+
+    def __init__(
+        self, name: str, task: Task[MicroT], settings: LoopSettings, directory: Path, hooks: Sequence[Hook] = ()
+    ) -> None:
         self._name, self._task, self._settings, self._directory = name, task, settings, directory
-        self._parameters = [p for p in task.module.parameters() if p.requires_grad]
+        self._hooks = hooks
+        named = {key: p for key, p in task.module.named_parameters() if p.requires_grad}
+        self._parameters = list(named.values())
         if not self._parameters:
             raise ValueError(f"stage {name} trains nothing: no parameter of {type(task.module).__name__} is trainable")
         self._device = self._parameters[0].device
         self._optimizers = build_optimizers(task.module, settings)
+        self._average = None if settings.ema is None else MovingAverage(self._parameters, settings.ema)
+        averages = None if self._average is None else self._average.tensors
+        self._state = TrainingState(named, [optimizer for optimizer, _ in self._optimizers], averages)
 
     def run(self, stop: StopRequest | None = None) -> None:
         """Train to the end of the stage, or at least one step where `stop` asks for an end.
 
         Raises:
             TimeLimitReached: after a checkpoint was saved because of `stop`; not at the end of the stage.
-            RuntimeError: if the loss or a gradient is not finite, or a checkpoint cannot be written.
+            RuntimeError: if the loss or a gradient is not finite, a checkpoint cannot be written, or another process
+                trains in the same folder.
         """
-        stop = stop or StopRequest()
-        step = self.restore()
-        end = self._settings.last_step
-        journal = Journal(self._directory, self._name, end, step)
-        last_save = time.monotonic()
-        while step < end:
-            metrics = self._step(step)
-            step += 1
-            done = step == end
-            if step % self._settings.log_every == 0 or done:
-                journal.record(step, self._values(step, metrics), self._settings.batch_size)
-            if step % self._settings.evaluate_every == 0 or done:
-                self._evaluate(journal, step)
-            reason = stop.reason
-            if done or reason or time.monotonic() - last_save >= self._settings.checkpoint_every:
-                self._save(step)
-                last_save = time.monotonic()
-            if reason and not done:
-                raise TimeLimitReached(f"{self._name}: stopped by {reason} after step {step}; run again to go on")
+        with locked(self._directory), block_options(self._task.module, self._name, self._settings):
+            step = self.restore()
+            if step < self._settings.last_step:
+                self._train(step, stop or StopRequest())
 
-    def _step(self, step: int) -> dict[str, Tensor]:
-        """One optimiser step; return this rank's share of loss and metrics, and the norm of all gradients."""
+    def _train(self, step: int, stop: StopRequest) -> None:
+        record = _Record(self._directory, self._name, self._settings, self._device, step, self._hooks)
+        last_save, end = time.monotonic(), self._settings.last_step
+        try:
+            while step < end:
+                shares, norm, counts = self._step(step)
+                step += 1
+                done = step == end
+                record.count(counts)
+                if step % self._settings.log_every == 0 or done:
+                    record.training(step, self._values(step, shares, norm))
+                if done and self._average is not None:
+                    self._average.keep()
+                if step % self._settings.evaluate_every == 0 or done:
+                    record.validation(step, self._evaluate(done))
+                reason = self._agree_to_stop(stop)
+                if done or reason or self._agree_to_save(last_save):
+                    record.flush()
+                    self._save(step, done)
+                    last_save = time.monotonic()
+                if reason and not done:
+                    raise TimeLimitReached(f"{self._name}: stopped by {reason} after step {step}; run again to go on")
+        finally:
+            record.close()
+
+    def _step(self, step: int) -> tuple[dict[str, Tensor], float, dict[str, float]]:
+        """One optimiser step; return this rank's shares of loss and metrics, the gradients' norm and the counts."""
         settings = self._settings
         batch = self._task.batch(step)
         counts = distributed.sum_counts(self._task.counts(batch))
@@ -118,73 +194,139 @@ class Trainer(Generic[MicroT]):
         for index, micro in enumerate(batch):
             # Stochastic depth is the only user of the global stream.
             torch.manual_seed(stream_seed(settings.seed, self._name, step, f"forward {distributed.rank()} {index}"))
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            with self._autocast():
                 loss, metrics = self._task.loss(micro, counts)
             if loss.requires_grad:  # text alone does not pass through a trained decoder
                 loss.backward()
             for name, value in {"loss": loss, **metrics}.items():
                 total[name] = total[name] + value.detach() if name in total else value.detach()
+        distributed.sum_gradients(self._parameters)
+        norm = float(distributed.clip_gradients(self._parameters, settings.grad_clip))
+        loss_sum = distributed.sum_counts({"loss": float(total["loss"]) if batch else 0.0})["loss"]
+        self._require_finite(step + 1, loss_sum, norm)
         for optimizer, factor in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = factor * learning_rate_at(step, settings)
-        norm = nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
-        self._require_finite(step + 1, total["loss"], norm)
-        for optimizer, _ in self._optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return {**total, "grad_norm": norm}
+        if self._average is not None:
+            self._average.update(step)
+        return total, norm, counts
 
-    def _require_finite(self, step: int, loss: Tensor, norm: Tensor) -> None:
-        """Stop before the weights are touched: a checkpoint never holds what a broken step made."""
-        if not math.isfinite(float(loss + norm)):
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.precision == "bf16")
+
+    def _require_finite(self, step: int, loss: float, norm: float) -> None:
+        """Stop before the weights are touched, all ranks alike: a checkpoint never holds what a broken step made."""
+        if not math.isfinite(loss + norm):
             raise RuntimeError(
-                f"{self._name}: the loss is {float(loss):g} and the gradient norm {float(norm):g} at step {step}; "
+                f"{self._name}: the loss is {loss:g} and the gradient norm {norm:g} at step {step}; "
                 f"weights and checkpoints are untouched. Lower learning_rate (now {self._settings.learning_rate:g}) "
                 f"or look at the data of this step"
             )
 
-    def _values(self, step: int, metrics: dict[str, Tensor]) -> dict[str, float]:
-        values = {name: float(value) for name, value in metrics.items()}
-        return {**values, "learning_rate": learning_rate_at(step - 1, self._settings)}
+    def _values(self, step: int, shares: dict[str, Tensor], norm: float) -> dict[str, float]:
+        """Add up the shares of all ranks."""
+        values = distributed.sum_counts({name: float(value) for name, value in shares.items()})
+        return {**values, "grad_norm": norm, "learning_rate": learning_rate_at(step - 1, self._settings)}
 
-    def _evaluate(self, journal: Journal, step: int) -> None:
-        self._task.module.eval()
-        with torch.no_grad():
-            values = self._task.evaluate()
+    def _agree_to_stop(self, stop: StopRequest) -> str | None:
+        """Why to stop; every rank stops if one is asked to."""
+        return next((reason for reason in distributed.gather_objects(stop.reason) if reason), None)
+
+    def _agree_to_save(self, last_save: float) -> bool:
+        """Whether it is time for a checkpoint, by the clock of rank 0."""
+        return distributed.broadcast_object(time.monotonic() - last_save >= self._settings.checkpoint_every)
+
+    def _evaluate(self, done: bool) -> dict[str, float]:
+        """Validation metrics of the averaged weights, where there are any."""
+        swap = self._average is not None and not done
+        with contextlib.ExitStack() as stack:
+            if swap and self._average is not None:
+                stack.enter_context(self._average.in_place())
+            self._task.module.eval()
+            with torch.no_grad(), self._autocast():
+                values = self._task.evaluate()
         set_training_mode(self._task.module)
-        if values:
-            journal.record(step, {f"validation/{name}": value for name, value in values.items()}, 1)
-        plot_curves(self._directory)
+        return distributed.broadcast_object(values)
 
-    def _save(self, step: int) -> None:
-        trainable = {name: p.detach() for name, p in self._task.module.named_parameters() if p.requires_grad}
-        states = [optimizer.state_dict() for optimizer, _ in self._optimizers]
-        save_checkpoint(self._directory, step, {"parameters": trainable, "optimizer": states})
+    def _save(self, step: int, done: bool) -> None:
+        """Save a checkpoint; that of a finished stage holds no optimiser state and replaces all before it."""
+        path = save_checkpoint(self._directory, step, self._state.collect(done), self._state.facts(done))
+        if done:
+            keep_only(path)
 
     def restore(self) -> int:
-        """Load the newest checkpoint of the stage, if any, into the module; return the step it stands at."""
+        """Load the newest checkpoint of the stage, if any, into the module; return the step it stands at.
+
+        Raises:
+            RuntimeError: if none of the checkpoints can be read, or they are of another recipe.
+        """
         set_training_mode(self._task.module)
-        saved = load_latest(self._directory)
+        saved = find_latest(self._directory)
         if saved is None:
             return 0
-        own = {name: p for name, p in self._task.module.named_parameters() if p.requires_grad}
-        if set(own) != set(saved["parameters"]):
+        end = self._settings.last_step
+        if saved.step > end or (saved.facts["finished"] and saved.step != end):
+            state = "was finished at" if saved.facts["finished"] else "stands at"
             raise RuntimeError(
-                f"{self._directory} holds a checkpoint of other trainable parameters; use another output folder"
+                f"{self._directory}: this stage {state} step {saved.step} and should now end at {end}; "
+                f"use another output folder, or restore the recipe"
             )
-        with torch.no_grad():
-            for name, parameter in own.items():
-                if parameter.shape != saved["parameters"][name].shape:
-                    raise RuntimeError(
-                        f"{self._directory}: {name} is {tuple(saved['parameters'][name].shape)} in the checkpoint but "
-                        f"{tuple(parameter.shape)} in the recipe; use another output folder"
-                    )
-                parameter.copy_(saved["parameters"][name])
-        states = saved["optimizer"] if isinstance(saved["optimizer"], list) else [saved["optimizer"]]
-        if len(states) != len(self._optimizers):
-            raise RuntimeError(f"{self._directory} holds a checkpoint of another optimizer; use another output folder")
-        for (optimizer, _), state in zip(self._optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
-        step = int(saved["step"])
-        print(f"{self._name}: going on from step {step}", file=sys.stderr)
-        return step
+        self._state.load(saved)
+        if distributed.is_main():
+            print(f"{self._name}: going on from step {saved.step}", file=sys.stderr)
+        return saved.step
+
+
+class _Record:
+    """What rank 0 tells about a stage: journal, progress line, trackers, curves, hooks; nothing on other ranks."""
+
+    def __init__(
+        self, directory: Path, name: str, settings: LoopSettings, device: torch.device, step: int, hooks: Sequence[Hook]
+    ) -> None:
+        self._directory, self._batch_size, self._hooks = directory, settings.batch_size, hooks
+        self._journal: Journal | None = None
+        self._trackers: list[Tracker] = []
+        if distributed.is_main():
+            self._journal = Journal(directory, step)
+            self._progress = Progress(name, settings.last_step, step, distributed.world_size(), device)
+            self._trackers = open_trackers(settings.trackers, directory, name, step)
+
+    def count(self, counts: Mapping[str, float]) -> None:
+        """Count a step's work."""
+        if self._journal is not None:
+            self._progress.count(self._batch_size, counts)
+
+    def training(self, step: int, values: dict[str, float]) -> None:
+        """Record metrics of a training step."""
+        if self._journal is not None:
+            self._add(step, values, self._progress.rates())
+
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        """Record validation metrics and draw the curves."""
+        if self._journal is not None:
+            if values:
+                self._add(step, {f"validation/{name}": value for name, value in values.items()}, {})
+            plot_curves(self._directory)
+
+    def _add(self, step: int, values: dict[str, float], rates: dict[str, float]) -> None:
+        assert self._journal is not None
+        self._journal.record(step, values)
+        self._progress.show(step, values, rates)
+        for tracker in self._trackers:
+            tracker.log(step, {**values, **{f"speed/{name}": value for name, value in rates.items()}})
+        for hook in self._hooks:
+            line = hook(step, values)
+            if line is not None:
+                print(line, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        """Have everything on the disk."""
+        if self._journal is not None:
+            self._journal.flush()
+
+    def close(self) -> None:
+        """Close the trackers."""
+        for tracker in self._trackers:
+            tracker.close()
