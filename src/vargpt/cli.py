@@ -189,6 +189,68 @@ def train(
     raise typer.Exit(training.train(recipe, data, output, overrides or [], stages, time_limit))
 
 
+@app.command()
+def prefer(
+    model: Annotated[str | None, typer.Argument(help="Model folder or hub name. [default: the bundled model]")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the pairs.")] = Path("runs/pairs"),
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="Lines of text, or .jsonl: prompt, image, target, caption, key."),
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Folder of images with metadata.jsonl.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Of --data: draw or edit. [default: draw]")] = None,
+    num_samples: Annotated[
+        int | None,
+        typer.Option("--num-samples", help="Pictures per prompt. [default: 8; --given without scorer: 1]"),
+    ] = None,
+    scorer: Annotated[
+        str | None,
+        typer.Option("--scorer", help="scenes, targets, self, a URL, or package.module:name; arguments after ?"),
+    ] = None,
+    margin: Annotated[float, typer.Option("--margin", help="Least difference of the two scores.", min=0)] = 0.0,
+    given: Annotated[bool, typer.Option("--given", help="Chosen: the data's own picture; rejected: a sample.")] = False,
+    limit: Annotated[int | None, typer.Option("--limit", help="So many prompts, evenly spread. [default: all]")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of all pictures.")] = 0,
+    guidance: GuidanceOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    aspect: AspectOption = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Pictures at once.", min=1)] = 16,
+    shard_size: Annotated[int, typer.Option("--shard-size", help="Prompts per shard.", min=1)] = 16,
+    on_error: Annotated[str, typer.Option("--on-error", help="For a broken prompt: stop, or skip and count.")] = "stop",
+    time_limit: Annotated[str | None, typer.Option("--time-limit", help="Stop after this long: 90s, 45m, 8h.")] = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Make preference pairs: sample, score, pair best and worst. The same command goes on where it was stopped (3)."""
+    from vargpt.commands import preferences
+
+    options = preferences.PreferOptions(
+        out,
+        prompts=prompts,
+        data=data,
+        task=task,
+        num_samples=num_samples,
+        scorer=scorer,
+        margin=margin,
+        given=given,
+        limit=limit,
+        seed=seed,
+        guidance=guidance,
+        temperature=temperature,
+        top_p=top_p,
+        aspect=aspect,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        on_error=on_error,
+        time_limit=time_limit,
+        model=model,
+        dtype=dtype,
+        device=device,
+    )
+    raise typer.Exit(preferences.prefer(options))
+
+
 @app.command(name="eval")
 def evaluate(
     model: Annotated[str | None, typer.Argument(help="Model folder. [default: the bundled model]")] = None,

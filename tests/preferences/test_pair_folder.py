@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -179,7 +180,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
         PairFolder(tmp_path)
 
 
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "assistant turn last": ({"prompt": Conversation(messages=(user("a"), assistant("b")))}, "must end with the user"),
     "drawn before": (
         {"prompt": Conversation(messages=(user("a"), assistant(DrawPart()), user("b")))},

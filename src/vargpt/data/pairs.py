@@ -123,7 +123,7 @@ class PairWriter:
 
     Args:
         settings: all that decides what the pairs are (JSON values); a folder begun with others is refused.
-        made_by: what is worth knowing beside them (versions, commit); not compared.
+        made_by: what is worth knowing beside them (versions, commit); not compared, each kind is listed once.
         share: (rank, world): this writer makes only the shards whose number is rank modulo world.
 
     Raises:
@@ -142,7 +142,7 @@ class PairWriter:
             raise ValueError(f"prompts_per_shard must be at least 1, got {prompts_per_shard}")
         self.folder = Path(folder)
         self.settings = json.loads(json.dumps({**(settings or {}), "prompts_per_shard": prompts_per_shard}))
-        self.made_by = made_by or {}
+        self.made_by = json.loads(json.dumps(made_by or {}))
         self._size, self._share = prompts_per_shard, share
         self._rows: list[tuple[Pair | None, dict[str, Any]]] = []
         self._claim()
@@ -191,7 +191,6 @@ class PairWriter:
             "prompts": len(self._rows),
             "pairs": len(pairs),
             "settings": self.settings,
-            "made_by": self.made_by,
             "outcomes": [note for _, note in self._rows],
         }
         members["shard.json"] = _json_bytes(shard)
@@ -223,10 +222,14 @@ class PairWriter:
             header = read_json(path)
             _require_format(path, header.get("format"))
             require_same(self.folder, header.get("settings", {}), self.settings)
+            known = header.get("made_by", [])
+            if self.made_by in known:
+                return
+            write_durably(path, _json_bytes({**header, "made_by": [*known, self.made_by]}, indent=1))
             return
         if self.folder.is_dir() and any(self.folder.glob("pairs-*.zip")):
             raise ValueError(f"{self.folder}: has shards but no {HEADER}; choose another output folder")
-        document = {"format": FORMAT, "settings": self.settings, "made_by": self.made_by}
+        document = {"format": FORMAT, "settings": self.settings, "made_by": [self.made_by]}
         write_durably(path, _json_bytes(document, indent=1))
 
 

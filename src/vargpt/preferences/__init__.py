@@ -1,0 +1,1 @@
+"""Preference pairs: sample pictures, score them, pair the best with the worst."""
