@@ -8,10 +8,12 @@ Legend: `B T D` rows, columns, width · `Q` new columns of a call · `S` columns
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor
 from transformers import Cache, Qwen2VLConfig
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel, Qwen2VLTextModel
 
 
 def build_backbone(config: Qwen2VLConfig) -> Qwen2VLModel:
@@ -38,6 +40,10 @@ def causal_mask(valid_BS: Tensor, new_columns: int) -> Tensor:
     return mask | (itself & ~mask.any(-1, keepdim=True))
 
 
+_CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(Qwen2VLTextModel.forward).parameters else "past_key_values"
+"""Newer versions of transformers call it `cache` and warn about the older name; 5.17 knows the older one only."""
+
+
 def run_language_model(
     backbone: Qwen2VLModel,
     embeddings_BQD: Tensor,
@@ -50,8 +56,8 @@ def run_language_model(
         inputs_embeds=embeddings_BQD,
         position_ids=position_ids_3BQ,
         attention_mask={"full_attention": mask_B1QS},
-        past_key_values=cache,
         use_cache=cache is not None,
+        **{_CACHE_ARGUMENT: cache},
     )
     return output.last_hidden_state
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from vargpt.data.pair_records import image_tokenizer_hash
+from vargpt.data.pairs import PairFolder
 from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
 from vargpt.training import adapters, distributed
@@ -20,7 +22,10 @@ from vargpt.training.build import build_model, build_processor
 from vargpt.training.examples import SampleStream
 from vargpt.training.image_cache import ImageCache
 from vargpt.training.output import PROCESSOR, claim_output, save_processor, save_result
+from vargpt.training.pairs_stage import run_pairs_stage
+from vargpt.training.preference_stage import PreferenceTask
 from vargpt.training.recipe import load_recipe
+from vargpt.training.reference import Reference, make_reference
 from vargpt.training.schema import DpoStage, PairsStage, Recipe, SftStage, Stage, TokenizerStage
 from vargpt.training.sft_stage import SftTask
 from vargpt.training.stage_data import StageData
@@ -85,9 +90,9 @@ class Run:
             save_processor(self._processor, output / PROCESSOR)
             print(self._summary(), file=sys.stderr)
         distributed.barrier()
+        self._device = device
         self._model.to(device)
-        if distributed.world_size() > 1:
-            distributed.shard(self._model)
+        distributed.shard(self._model, self._precision)
 
     def _make_processor(self) -> VargptProcessor:
         """The one of an earlier call where there is one, else a text tokenizer trained on the data's words."""
@@ -105,11 +110,14 @@ class Run:
             return
         set_trainable_for(self._model, self._recipe, stage)
         directory = self._output / stage.name
-        trainer = Trainer(stage.name, self._task(stage), stage.loop.settings(self._recipe.seed), directory)
+        task = self._task(stage)
+        trainer = Trainer(stage.name, task, stage.loop.settings(self._recipe.seed), directory)
         if only_restore:
             trainer.restore()
         else:
             self._require_time(stage, stop)
+            if isinstance(task, PreferenceTask):
+                task.prepare()
             trainer.run(stop)
 
     def _require_time(self, stage: Stage, stop: StopRequest) -> None:
@@ -128,15 +136,59 @@ class Run:
             return SftTask(
                 model, self._processor, self._data.sources, cache, schedule, stage, recipe.seed, self._data.validation()
             )
-        raise NotImplementedError
+        return self._preference_task(stage)
+
+    def _preference_task(self, stage: DpoStage) -> PreferenceTask:
+        """Its reference is the model as it stands now, so it is made when the stage begins, before its checkpoint."""
+        own = self._output / stage.pairs
+        pairs = PairFolder(own if own.is_dir() or self._data.root is None else self._data.root / stage.pairs)
+        fits = pairs.image_tokenizer == image_tokenizer_hash(self._model.image_tokenizer)
+        reference = self._reference(stage)
+        seed, fraction = self._recipe.seed, self._recipe.validation_fraction
+        return PreferenceTask(
+            self._model, self._processor, pairs, stage, seed, reference, validation_fraction=fraction, bits_fit=fits
+        )
+
+    def _reference(self, stage: DpoStage) -> Reference:
+        twin = None
+        if stage.reference == "copy" and distributed.world_size() > 1:
+            twin = self._twin()
+            distributed.shard_like(twin, self._model, self._precision)
+        return make_reference(stage, self._model, self._output / stage.name, twin)
+
+    def _twin(self) -> VargptForConditionalGeneration:
+        """A model of the same modules without values."""
+        with torch.device("meta"):
+            twin = VargptForConditionalGeneration(self._model.config)
+        adapters.inject_all(twin, self._recipe)
+        return twin
+
+    @property
+    def _precision(self) -> str:
+        trained = [stage for stage in self._recipe.stages if not isinstance(stage, PairsStage)]
+        return "bf16" if all(stage.loop.precision == "bf16" for stage in trained) else "fp32"
 
     def _make_pairs(self, stage: PairsStage, stop: StopRequest) -> None:
-        raise NotImplementedError
+        stream = SampleStream(stage.name, stage.data, self._data.sources, 0.0, self._recipe.seed)
+        finished = run_pairs_stage(
+            stage, self._whole_model(), self._processor, stream, self._recipe.stage_schedule(stage),
+            self._output / stage.name, self._recipe.seed, lambda: stop.reason is not None,
+        )  # fmt: skip
+        if not finished:
+            raise TimeLimitReached(f"{stage.name}: stopped by {stop.reason}; run again to go on")
+
+    def _whole_model(self) -> VargptForConditionalGeneration:
+        """The model itself, or with several ranks a whole copy with plain weights on each of them."""
+        if distributed.world_size() == 1:
+            return self._model
+        state = distributed.broadcast_object(adapters.merged_state(distributed.full_state(self._model), self._recipe))
+        whole = build_model(self._recipe, self._processor)
+        distributed.load_full_state(whole, state)
+        return whole.to(self._device)
 
     def save(self) -> Path:
         """Write the model as it now is, with plain weights in the recipe's dtype."""
-        state = self._model.state_dict() if distributed.world_size() == 1 else distributed.full_state(self._model)
-        state = adapters.merged_state(state, self._recipe)
+        state = adapters.merged_state(distributed.full_state(self._model), self._recipe)
         destination = self._output / "model"
         if distributed.is_main():
             save_result(self._model.config, state, self._processor, self._recipe, destination)

@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vargpt.data.folder import read_folder
 from vargpt.data.instructions import canonical_caption, canonical_draw, canonical_edit
 from vargpt.data.sources.folder import FolderSource
-from vargpt.data.sources.protocol import Source
+from vargpt.data.sources.open import open_source
+from vargpt.data.sources.policy import CheckedSource
 from vargpt.processing.conversation import Conversation, TextPart
 from vargpt.training.schema import DataEntry, DpoStage, Recipe
 from vargpt.training.steps import chance_at
@@ -34,35 +34,34 @@ class StageData:
     """
 
     def __init__(self, recipe: Recipe, data_dir: Path | None) -> None:
-        self._recipe = recipe
+        self._recipe, self.root = recipe, data_dir
         self._entries: list[DataEntry] = []
         names: list[str] = []
         for stage in recipe.stages:
             if not isinstance(stage, DpoStage):
                 self._entries += stage.data
                 names += [entry.source for entry in stage.data]
-        self.sources: dict[str, Source] = {name: self._open(name, data_dir) for name in dict.fromkeys(names)}
+        self.sources: dict[str, CheckedSource] = {name: self._open(name) for name in dict.fromkeys(names)}
 
-    def _open(self, name: str, data_dir: Path | None) -> Source:
-        section = self._recipe.sources[name]
-        if data_dir is None and section.format != "scenes" and not Path(section.path).is_absolute():
+    def _open(self, name: str) -> CheckedSource:
+        recipe, section = self._recipe, self._recipe.sources[name]
+        if self.root is None and section.format != "scenes" and not Path(section.path).is_absolute():
             raise ValueError(
                 f"source {name!r} is a {section.format} at {section.path!r}: say where it lies with --data"
             )
-        root = data_dir if data_dir is not None else Path()
-        if section.format == "folder":
-            return FolderSource(name, read_folder(root / section.path, self._recipe.validation_fraction))
-        from vargpt.data.sources.open import open_source
-
-        return open_source(name, section, root, self._recipe.validation_fraction)
+        sides = [max(recipe.stage_schedule(stage).image_size) for stage in recipe.stages]
+        return open_source(
+            name, section, self.root or Path(), recipe.validation_fraction, side=max(sides), seed=recipe.seed
+        )
 
     def texts(self) -> list[str]:
         """Words to train a text tokenizer on: of the training part, without the templates' wording where it can be."""
         texts: list[str] = []
         for name, source in self.sources.items():
-            if isinstance(source, FolderSource):
-                texts += [record.text for record in source.folder.split_images("train")]
-                texts += [edit.instruction for edit in source.folder.split_edits("train")]
+            if isinstance(source.source, FolderSource):
+                folder = source.source.folder
+                texts += [record.text for record in folder.split_images("train")]
+                texts += [edit.instruction for edit in folder.split_edits("train")]
                 continue
             for task in sorted({entry.task for entry in self._entries if entry.source == name}):
                 for index in range(min(source.count(task), _TEXT_SAMPLES)):
@@ -74,8 +73,8 @@ class StageData:
         """Conversations by task that were set aside, in their canonical wording."""
         found: dict[str, list[Conversation]] = {"draw": [], "caption": [], "edit": []}
         for source in self.sources.values():
-            if isinstance(source, FolderSource):
-                folder = source.folder
+            if isinstance(source.source, FolderSource):
+                folder = source.source.folder
                 images = folder.split_images("validation")[:VALIDATION_EXAMPLES]
                 edits = folder.split_edits("validation")[:VALIDATION_EXAMPLES]
                 found["draw"] += [canonical_draw(r.text, folder.path(r.file_name)) for r in images]
@@ -90,11 +89,11 @@ class StageData:
         return {name: source_facts(source) for name, source in self.sources.items()}
 
 
-def source_facts(source: Source) -> dict[str, Any]:
+def source_facts(source: CheckedSource) -> dict[str, Any]:
     """Counts by task, and for a folder the hash of its records."""
     facts: dict[str, Any] = {task: source.count(task) for task in sorted(source.tasks)}
-    if isinstance(source, FolderSource):
-        folder = source.folder
+    if isinstance(source.source, FolderSource):
+        folder = source.source.folder
         records = [record.model_dump() for record in (*folder.images, *folder.edits)]
         facts["sha256"] = hashlib.sha256(json.dumps(records).encode("utf-8", "surrogatepass")).hexdigest()
     return facts
