@@ -142,6 +142,7 @@ def test_a_tied_head_becomes_a_copy(tmp_path: Path):
     recipe = recipe_with(init={"backbone": str(tmp_path)})
     model = make_model(recipe, make_processor(recipe, []))
     assert torch.equal(model.lm_head.weight[:TOKENS], stored["model.embed_tokens.weight"])
+    assert model.config.backbone.tie_word_embeddings is False
     assert model.lm_head.weight.data_ptr() != model.get_input_embeddings().weight.data_ptr()  # type: ignore[operator]
 
 
@@ -166,6 +167,9 @@ def test_parts_come_from_files_with_published_names(tmp_path: Path, scratch: Var
     }[kind]
     recipe = recipe_with(init=names)
     model = make_model(recipe, make_processor(recipe, TEXTS))
+    torch.manual_seed(99)
+    again = make_model(recipe, make_processor(recipe, TEXTS)).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
     own = dict(model.named_parameters())
     fc1 = tensors["block_chunks.1.module.1.ffn.fc1.weight"]
     assert torch.equal(own["decoder.blocks.3.ffn.fc1.weight"], fc1)
