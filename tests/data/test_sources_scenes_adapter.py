@@ -1,0 +1,26 @@
+"""Generated scenes as a source."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import pytest
+
+from vargpt.data.scenes.source import scene_example
+from vargpt.data.sources.open import open_source
+
+
+def test_scenes_open_without_files_and_repeat_themselves():
+    settings = SimpleNamespace(format="scenes", path=".", images=None, on_error="stop", count=50)
+    source = open_source("world", settings, side=32)
+    assert source.tasks == {"draw", "caption", "question", "edit"}
+    assert [source.count(task) for task in ("draw", "edit", "chat")] == [50, 50, 0]
+    for task in ("draw", "caption", "question", "edit"):
+        sample = source.sample(task, 7, random.Random(1), 0.5)
+        assert sample.key == f"{task} 7"
+        assert sample.conversation == scene_example(0, 7, task, height=32, width=32, variety=0.5).conversation
+    with pytest.raises(ValueError, match="has 50 samples for 'draw', got index 50"):
+        source.sample("draw", 50, random.Random(0), 0.0)
+    with pytest.raises(ValueError, match="count must be at least 1, got -1"):
+        open_source("world", SimpleNamespace(**{**vars(settings), "count": -1}))
