@@ -44,7 +44,7 @@ def render(scene: Scene, height: int, width: int) -> NDArray[np.uint8]:
     """
     canvas = background_pixels(scene.background, height, width).copy()
     for thing in scene.things:
-        _paint(canvas, thing)
+        paint_window(canvas, thing, thing.x * width, thing.y * height, thing.radius * min(height, width))
     return (canvas + np.float32(0.5)).clip(0, 255).astype(np.uint8)
 
 
@@ -84,11 +84,9 @@ def _blend(ends: tuple[tuple[int, int, int], tuple[int, int, int]], share: Array
     return first + (last - first) * share
 
 
-def _paint(canvas: Array, thing: Thing) -> None:
-    """Lay the shadow of a thing, then the thing, on the canvas."""
+def paint_window(canvas: Array, thing: Thing, centre_x: float, centre_y: float, radius: float) -> None:
+    """Lay the shadow of a thing, then the thing, on a canvas; centre and radius are in its pixels."""
     height, width = canvas.shape[:2]
-    radius = thing.radius * min(height, width)
-    centre_x, centre_y = thing.x * width, thing.y * height
     reach = _WINDOW * radius + 1
     left, right = max(int(centre_x - reach), 0), min(int(centre_x + reach) + 1, width)
     top, bottom = max(int(centre_y - reach), 0), min(int(centre_y + reach) + 1, height)

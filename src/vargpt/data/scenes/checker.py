@@ -1,0 +1,176 @@
+"""The checker: reads a picture back into a scene, from pixels alone, and scores pictures against words.
+
+Invariant: it says what it can see. A blob that no shape fits is counted as unclear and satisfies no fact; a picture whose
+background is none of the known ones satisfies no background.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vargpt.data.scenes.facts import Facts, Verdict, facts_of_scene, judge, share_that_holds
+from vargpt.data.scenes.fitting import Fit, fit_hidden, fit_whole, size_of, texture_of
+from vargpt.data.scenes.parser import facts_of
+from vargpt.data.scenes.segmentation import Blob, Segmentation, grown, is_thin, segment
+from vargpt.data.scenes.shapes import Array
+from vargpt.data.scenes.synthesis import best_of, make_patch
+from vargpt.data.scenes.world import Scene, Thing
+
+WORK_SIDE = 96
+"""Pictures larger than this (shorter side) are reduced to it."""
+
+SMALLEST_SIDE = 24
+GOOD_FIT = 0.72
+"""A blob is a thing if some shape covers it this well (overlap over union)."""
+
+SURE_FIT, SURE_MARGIN = 0.88, 0.05
+"""A fit this good and this much better than the next shape's needs no second look."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A picture as the checker sees it.
+
+    Attributes:
+        scene: the things that are clear, back to front, on the nearest known background.
+        background_known: whether the picture really has that background.
+        unclear: blobs that are no known shape.
+        fits: quality of each thing's fit, 0 to 1.
+        strange: share of pixels that belong to nothing.
+    """
+
+    scene: Scene
+    background_known: bool
+    unclear: int
+    fits: tuple[float, ...]
+    strange: float
+
+    def judge(self, facts: Facts) -> tuple[Verdict, ...]:
+        """Say of every fact whether the picture shows it."""
+        verdicts = []
+        for verdict in judge(facts, self.scene):
+            if verdict.kind == "total":
+                verdict = replace(verdict, holds=len(self.scene.things) + self.unclear == facts.total)
+            elif verdict.kind == "background":
+                verdict = replace(verdict, holds=verdict.holds and self.background_known)
+            verdicts.append(verdict)
+        return tuple(verdicts)
+
+
+def read(image: Image.Image | NDArray[np.uint8]) -> Reading:
+    """Read a picture (PIL, or uint8 [H, W, 3]) of any size.
+
+    Raises:
+        ValueError: for another type or shape, or a side below 24 pixels.
+    """
+    pixels = _pixels(image)
+    height, width = pixels.shape[:2]
+    parts = segment(pixels)
+    found = _fit_blobs(pixels, parts)
+    placed = [item for item in found if item[0].quality >= GOOD_FIT]
+    unclear = sum(item[0].quality < GOOD_FIT and not is_thin(item[1].mask) for item in found)
+    order = _back_to_front(placed, height, width)
+    things = []
+    for index in order:
+        fit, blob, texture = placed[index]
+        x, y = min(max(fit.x / width, 0.0), 1.0), min(max(fit.y / height, 0.0), 1.0)
+        things.append(Thing(fit.shape, blob.colour, size_of(fit, min(height, width)), texture, x, y))
+    scene = Scene(tuple(things), parts.background, min(max(width / height, 0.2), 5.0))
+    return Reading(scene, parts.known, unclear, tuple(placed[index][0].quality for index in order), parts.strange)
+
+
+def _pixels(image: Any) -> Array:
+    """float32 [H, W, 3] in 0..255, reduced to the working size."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"expected uint8 pixels [H, W, 3], got {image.dtype} {image.shape}")
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"expected a PIL image or uint8 pixels [H, W, 3], got {type(image).__name__}")
+    image = image.convert("RGB")
+    side = min(image.size)
+    if side < SMALLEST_SIDE:
+        raise ValueError(f"a picture to read must be at least {SMALLEST_SIDE} pixels wide and high, got {image.size}")
+    if side > WORK_SIDE:
+        scale = WORK_SIDE / side
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BOX)
+    return np.asarray(image, dtype=np.float32)
+
+
+def _fit_blobs(pixels: Array, parts: Segmentation) -> list[tuple[Fit, Blob, str]]:
+    """Fit every blob; where two touch, the one that is whole is in front, and the other may go on behind it."""
+    found = []
+    wide = [grown(blob.mask, 2) for blob in parts.blobs]
+    for index, blob in enumerate(parts.blobs):
+        others = np.zeros_like(blob.mask)
+        for number, other in enumerate(parts.blobs):
+            if number != index and (wide[index] & other.mask).any():
+                others |= other.mask
+        fits, hidden = fit_whole(blob.mask, parts.cover), False
+        if others.any() and fits[0].quality < 0.93:
+            behind = fit_hidden(blob.mask, parts.cover, grown(others))
+            if behind[0].quality > fits[0].quality + 0.02:
+                fits, hidden = behind, True
+        if fits[0].quality >= SURE_FIT and fits[0].quality - fits[1].quality >= SURE_MARGIN:
+            found.append((fits[0], blob, texture_of(pixels, blob.mask, fits[0], blob.colour)))
+        else:
+            patch = make_patch(pixels, parts.ground, blob.mask, grown(others) if hidden else others, hidden)
+            fit, texture = best_of(patch, fits, blob.colour, min(parts.cover.shape))
+            found.append((fit, blob, texture))
+    return found
+
+
+def _back_to_front(placed: list[tuple[Fit, Blob, str]], height: int, width: int) -> list[int]:
+    """Painter's order: of two fits that share pixels, the one whose colour is seen there is in front."""
+    inside = [fit.inside(height, width) < 0 for fit, _, _ in placed]
+    order = list(range(len(placed)))
+    for first in range(len(placed)):
+        for second in range(first + 1, len(placed)):
+            shared = inside[first] & inside[second]
+            seen_first = (shared & placed[first][1].mask).sum()
+            seen_second = (shared & placed[second][1].mask).sum()
+            in_front, behind = (first, second) if seen_first > seen_second else (second, first)
+            if shared.any() and order.index(in_front) < order.index(behind):
+                order.remove(in_front)
+                order.insert(order.index(behind) + 1, in_front)
+    return order
+
+
+def score(image: Image.Image | NDArray[np.uint8], wanted: str | Scene | Facts) -> float:
+    """Share of the asserted facts that a picture shows, in [0, 1].
+
+    Args:
+        wanted: a caption or drawing request of the grammar, a scene (all of it is asserted), or facts.
+
+    Raises:
+        ValueError: for words that the grammar does not have; ask `facts_of` first where that can happen.
+    """
+    return share_that_holds(verdicts(image, wanted))
+
+
+def verdicts(image: Image.Image | NDArray[np.uint8], wanted: str | Scene | Facts) -> tuple[Verdict, ...]:
+    """Every asserted fact with whether the picture shows it; arguments and errors as of `score`."""
+    return read(image).judge(asserted(wanted))
+
+
+def asserted(wanted: str | Scene | Facts) -> Facts:
+    """Facts of a caption, of a scene, or as they are.
+
+    Raises:
+        ValueError: for words that the grammar does not have.
+    """
+    if isinstance(wanted, Facts):
+        return wanted
+    if isinstance(wanted, Scene):
+        return facts_of_scene(wanted)
+    facts = facts_of(wanted)
+    if facts is None:
+        raise ValueError(
+            f"not a caption of the scenes grammar: {wanted!r}; expected e.g. 'a red star left of a blue ring'"
+        )
+    return facts
