@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +34,14 @@ from vargpt.training.schema import DpoStage
 from vargpt.training.steps import chance_at, draw_flips, stream_seed
 
 _MOST_TRIES = 10_000
+
+
+class Pairs(Protocol):
+    """Pairs by number: a list, or a `PairFolder`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Pair: ...
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ class PairOrder:
     a pair is: where the order meets one that is held out, another one is drawn for this position.
     """
 
-    def __init__(self, pairs: Sequence[Pair], stage: str, seed: int, validation_fraction: float) -> None:
+    def __init__(self, pairs: Pairs, stage: str, seed: int, validation_fraction: float) -> None:
         if len(pairs) == 0:
             raise ValueError(f"stage {stage}: there is no pair to train on; make some with `vargpt prefer`")
         self._pairs, self._stage, self._seed, self._fraction = pairs, stage, seed, validation_fraction

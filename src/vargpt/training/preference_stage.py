@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from vargpt import losses
-from vargpt.data.pairs import Pair
 from vargpt.inputs import ModelInputs
 from vargpt.losses import LogpReduction
 from vargpt.model.modeling import VargptForConditionalGeneration
@@ -26,6 +25,7 @@ from vargpt.training import distributed
 from vargpt.training.preference_batches import (
     PairMaker,
     PairOrder,
+    Pairs,
     PreferenceMicroBatch,
     PreparedPair,
     group_pairs,
@@ -78,7 +78,7 @@ class PreferenceTask:
         self,
         model: VargptForConditionalGeneration,
         processor: VargptProcessor,
-        pairs: Sequence[Pair],
+        pairs: Pairs,
         stage: DpoStage,
         seed: int,
         reference: Reference,
