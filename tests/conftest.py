@@ -47,7 +47,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of an untrained model of a few thousand weights with the bundled model's anatomy: 64x64 px, 3 scales."""
     from vargpt.data.folder import ImageFolder, read_folder
     from vargpt.training.build import build_model, build_processor
-    from vargpt.training.recipe import Recipe
+    from vargpt.training.schema import Recipe
 
     recipe = Recipe.model_validate(
         {

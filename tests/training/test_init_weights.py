@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -18,10 +21,14 @@ from transformers import (
 )
 
 from vargpt.checkpoint.official_keys import decoder_entries, image_tokenizer_entries
+from vargpt.data.instructions import edit_conversation
 from vargpt.model import VargptForConditionalGeneration
 from vargpt.processing.text import train_text_tokenizer
+from vargpt.scales import ScaleSchedule
+from vargpt.training import adapters
 from vargpt.training.init_weights import make_model, make_processor, weight_dtype, with_new_rows
 from vargpt.training.schema import Recipe
+from vargpt.training.trainable import set_trainable
 
 LOOP = {"steps": 2, "batch_size": 2, "learning_rate": 0.01}
 STAGE: dict[str, Any] = {"kind": "sft", "loop": LOOP, "data": [{"task": "draw"}], "trainable": "generation"}
@@ -191,7 +198,7 @@ def test_a_whole_model_comes_with_its_processor(tmp_path: Path, scratch: VargptF
     own = dict(model.named_parameters())
     for name, value in scratch.named_parameters():
         assert torch.equal(own[name], value.to(own[name].dtype))
-    types = {name.split(".")[0]: value.dtype for name, value in own.items()}
+    types = {name.split(".")[0]: value.dtype for name, value in own.items() if value.ndim > 1 or "start_emb" in name}
     assert types == {
         "backbone": torch.bfloat16, "lm_head": torch.bfloat16, "image_tokenizer": torch.float32,
         "decoder": torch.float32, "in_projector": torch.float32, "out_projector": torch.float32,
@@ -206,13 +213,44 @@ def test_only_what_no_stage_trains_may_be_kept_small():
     ]
     recipe = recipe_with(frozen_dtype="bfloat16", stages=stages)
     kept = {
-        name: weight_dtype(recipe, name)
-        for name in ("backbone.visual.blocks.0.mlp.fc1.weight", "backbone.visual.merger.ln_q.weight", "lm_head.weight",
-                     "decoder.head.weight", "in_projector.fc1.bias", "image_tokenizer.encoder.conv_in.weight")
+        name: weight_dtype(recipe, name, axes)
+        for name, axes in (
+            ("backbone.visual.blocks.0.mlp.fc1.weight", 2), ("backbone.visual.blocks.0.mlp.fc1.bias", 1),
+            ("backbone.visual.merger.mlp.0.weight", 2), ("lm_head.weight", 2), ("decoder.head.weight", 2),
+            ("in_projector.fc1.weight", 2), ("image_tokenizer.encoder.conv_in.weight", 4),
+        )
     }  # fmt: skip
     small = {"backbone.visual.blocks.0.mlp.fc1.weight", "decoder.head.weight"}
     assert {name for name, dtype in kept.items() if dtype == torch.bfloat16} == small
-    assert {weight_dtype(recipe_with(stages=stages), name) for name in kept} == {torch.float32}
+    assert {weight_dtype(recipe_with(stages=stages), name, 2) for name in kept} == {torch.float32}
+
+
+@pytest.mark.parametrize("trainable", ["none", "generation", "language"])
+def test_small_frozen_weights_train_under_autocast(trainable: str):
+    """Norms and residual streams of every part take the mixed types, forward and backward."""
+    lora = {"rank": 2, "targets": r"backbone\.language_model\..*q_proj"}
+    recipe = recipe_with(frozen_dtype="bfloat16", stages=[{**STAGE, "name": "s", "trainable": trainable, "lora": lora}])
+    processor = make_processor(recipe, TEXTS)
+    model = make_model(recipe, processor)
+    adapters.inject_all(model, recipe)
+    set_trainable(model, trainable)  # type: ignore[arg-type]
+    adapters.activate(model, recipe, "s")
+    schedule = ScaleSchedule(1.0, 3, 2)
+    pictures = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
+    edit = edit_conversation(pictures[0], pictures[1], "bluer", random.Random(0), 0.0)
+    rows = [processor.encode(edit, schedule)]
+    inputs = processor.collate(rows).inputs
+    targets = rows[0].targets[0]
+    assert targets is not None
+    bits = model.image_tokenizer.encode(targets[None], schedule)
+    inputs = replace(inputs, labels_ILd=bits.labels_BLd, next_inputs_IMd=bits.next_inputs_BMd)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(inputs, text_logits="targets")
+        loss = output.target_logits_SV.float().square().mean() + output.bit_logits_ILd2.float().square().mean()
+    loss.backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+    assert all(gradient is None or gradient.dtype == torch.float32 for gradient in gradients)
+    assert sum(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients) > 1
 
 
 def test_new_rows_are_the_mean_of_the_rows_before_them():

@@ -51,7 +51,7 @@ def test_a_run_leaves_recipe_facts_journals_checkpoints_and_model(uninterrupted:
         entries = read_journal(uninterrupted / stage / "journal.jsonl")
         assert [entry["step"] for entry in entries if "loss" in entry] == list(range(1, steps + 1))
         assert any(name.startswith("validation/") for entry in entries for name in entry)
-        assert (uninterrupted / stage / f"step-{steps:08d}.pt").is_file()
+        assert (uninterrupted / stage / f"step-{steps:08d}" / "manifest.json").is_file()
     last = next(e for e in read_journal(uninterrupted / "sft" / "journal.jsonl") if e["step"] == 3)
     for name in ("text_loss", "image_loss", "bit_loss/scale0", "bit_accuracy/scale1", "grad_norm", "learning_rate"):
         assert name in last
@@ -80,11 +80,11 @@ def test_training_lowers_the_losses(data: Path, tmp_path: Path):
 
 def test_a_finished_run_is_not_repeated_and_saves_the_same_model(uninterrupted: Path, recipe_file: Path, data: Path):
     before = result_of(uninterrupted)
-    checkpoint = (uninterrupted / "sft" / "step-00000003.pt").stat().st_mtime_ns
+    checkpoint = (uninterrupted / "sft" / "step-00000003").stat().st_mtime_ns
     assert train(recipe_file, data, uninterrupted) == uninterrupted / "model"
     after = result_of(uninterrupted)
     assert before[1] == after[1] and all(torch.equal(value, after[0][name]) for name, value in before[0].items())
-    assert (uninterrupted / "sft" / "step-00000003.pt").stat().st_mtime_ns == checkpoint
+    assert (uninterrupted / "sft" / "step-00000003").stat().st_mtime_ns == checkpoint
     assert not [path for path in uninterrupted.iterdir() if path.name.startswith(".")]
 
 
@@ -117,14 +117,16 @@ def test_sigterm_at_the_last_step_of_a_stage_stops_before_the_next(
     monkeypatch.setattr(TokenizerTask, "batch", terminated)
     with pytest.raises(TimeLimitReached, match="stopped by SIGTERM before stage names; run again to go on"):
         train(recipe_file, data, tmp_path)
-    assert (tmp_path / "tokenizer" / "step-00000003.pt").is_file() and not (tmp_path / "names").exists()
+    assert (tmp_path / "tokenizer" / "step-00000003").is_dir() and not (tmp_path / "names").exists()
     monkeypatch.undo()
     monkeypatch.setattr("vargpt.training.trainer.plot_curves", lambda directory: None)
     train(recipe_file, data, tmp_path)
     require_same(uninterrupted, tmp_path)
 
 
-def test_muon_resumes_bitwise_and_differs_from_adamw(uninterrupted: Path, data: Path, tmp_path: Path):
+def test_muon_resumes_bitwise_and_differs_from_adamw(
+    uninterrupted: Path, recipe_file: Path, data: Path, tmp_path: Path
+):
     path = write_recipe(tmp_path / "muon.yaml", stages__2__loop={**LOOP, "batch_size": 5, "optimizer": "muon"})
     train(path, data, tmp_path / "whole")
     train(path, data, tmp_path / "parts", stages=["tokenizer", "names"])
@@ -135,8 +137,12 @@ def test_muon_resumes_bitwise_and_differs_from_adamw(uninterrupted: Path, data: 
     require_same(tmp_path / "whole", tmp_path / "parts")
     assert result_of(tmp_path / "whole")[1]["names"] == result_of(uninterrupted)[1]["names"]
     assert result_of(tmp_path / "whole")[1]["sft"] != result_of(uninterrupted)[1]["sft"]
-    shutil.copytree(uninterrupted / "sft", tmp_path / "parts" / "sft", dirs_exist_ok=True)
-    with pytest.raises(RuntimeError, match="a checkpoint of another optimizer"):
+    train(recipe_file, data, tmp_path / "adamw", stages=["tokenizer", "names"])
+    with pytest.raises(TimeLimitReached):
+        train(recipe_file, data, tmp_path / "adamw", time_limit=1e-9)
+    shutil.rmtree(tmp_path / "parts" / "sft")
+    shutil.copytree(tmp_path / "adamw" / "sft", tmp_path / "parts" / "sft")
+    with pytest.raises(RuntimeError, match=r"a checkpoint of .*'AdamW'.* the recipe says .*'Muon'"):
         train(path, data, tmp_path / "parts")
 
 
@@ -205,7 +211,7 @@ def test_all_checkpoints_broken_is_an_error_and_no_restart(
 ):
     output = tmp_path / "out"
     shutil.copytree(uninterrupted, output)
-    for path in (output / "names").glob("step-*.pt"):
+    for path in (output / "names").glob("step-*/*.distcp"):
         path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(RuntimeError, match=r"none of the 1 checkpoints in .*names can be read"):
         train(recipe_file, data, output)

@@ -18,9 +18,9 @@ from vargpt.data.pairs import PairFolder
 from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
 from vargpt.training import adapters, distributed
-from vargpt.training.build import build_model, build_processor
 from vargpt.training.examples import SampleStream
 from vargpt.training.image_cache import ImageCache
+from vargpt.training.init_weights import make_model, make_processor
 from vargpt.training.output import PROCESSOR, claim_output, save_processor, save_result
 from vargpt.training.pairs_stage import run_pairs_stage
 from vargpt.training.preference_stage import PreferenceTask
@@ -80,7 +80,7 @@ class Run:
         self._recipe, self._output = recipe, output
         self._data = StageData(recipe, data_dir)
         self._processor = self._make_processor()
-        self._model = build_model(recipe, self._processor)
+        self._model = make_model(recipe, self._processor)
         adapters.inject_all(self._model, recipe)
         for stage in recipe.stages:
             if isinstance(stage, SftStage | TokenizerStage):
@@ -95,11 +95,11 @@ class Run:
         distributed.shard(self._model, self._precision)
 
     def _make_processor(self) -> VargptProcessor:
-        """The one of an earlier call where there is one, else a text tokenizer trained on the data's words."""
+        """The one of an earlier call where there is one; the text tokenizer is trained once."""
         folder = self._output / PROCESSOR
         if folder.is_dir():
             return VargptProcessor.from_pretrained(folder)
-        return build_processor(self._recipe, self._data.texts())
+        return make_processor(self._recipe, self._data.texts())
 
     def stage(self, stage: Stage, stop: StopRequest, only_restore: bool = False) -> None:
         """Bring the model through a stage, or only as far as the stage got in earlier calls."""
@@ -111,7 +111,8 @@ class Run:
         set_trainable_for(self._model, self._recipe, stage)
         directory = self._output / stage.name
         task = self._task(stage)
-        trainer = Trainer(stage.name, task, stage.loop.settings(self._recipe.seed), directory)
+        hooks = [task.watch()] if isinstance(task, PreferenceTask) else []
+        trainer = Trainer(stage.name, task, stage.loop.settings(self._recipe.seed), directory, hooks)
         if only_restore:
             trainer.restore()
         else:
@@ -154,6 +155,7 @@ class Run:
         if stage.reference == "copy" and distributed.world_size() > 1:
             twin = self._twin()
             distributed.shard_like(twin, self._model, self._precision)
+            set_trainable_for(twin, self._recipe, stage)  # adapters of earlier stages are in force in the copy, too
         return make_reference(stage, self._model, self._output / stage.name, twin)
 
     def _twin(self) -> VargptForConditionalGeneration:
@@ -161,6 +163,8 @@ class Run:
         with torch.device("meta"):
             twin = VargptForConditionalGeneration(self._model.config)
         adapters.inject_all(twin, self._recipe)
+        for own, parameter in zip(twin.parameters(), self._model.parameters(), strict=True):
+            own.data = own.data.to(parameter.dtype)
         return twin
 
     @property
@@ -182,7 +186,7 @@ class Run:
         if distributed.world_size() == 1:
             return self._model
         state = distributed.broadcast_object(adapters.merged_state(distributed.full_state(self._model), self._recipe))
-        whole = build_model(self._recipe, self._processor)
+        whole = VargptForConditionalGeneration(self._model.config)
         distributed.load_full_state(whole, state)
         return whole.to(self._device)
 

@@ -154,6 +154,7 @@ class LoopSection(_Section):
     ema: float | None = Field(None, gt=0, lt=1)
     activation_checkpointing: bool = False
     compile: bool = False
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] | None = None
     log_every: int = Field(50, gt=0)
     evaluate_every: int = Field(500, gt=0)
     checkpoint_every: float = Field(120.0, gt=0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +55,18 @@ class StageData:
             name, section, self.root or Path(), recipe.validation_fraction, side=max(sides), seed=recipe.seed
         )
 
-    def texts(self) -> list[str]:
+    def texts(self) -> Iterator[str]:
         """Words to train a text tokenizer on: of the training part, without the templates' wording where it can be."""
-        texts: list[str] = []
         for name, source in self.sources.items():
             if isinstance(source.source, FolderSource):
                 folder = source.source.folder
-                texts += [record.text for record in folder.split_images("train")]
-                texts += [edit.instruction for edit in folder.split_edits("train")]
+                yield from (record.text for record in folder.split_images("train"))
+                yield from (edit.instruction for edit in folder.split_edits("train"))
                 continue
             for task in sorted({entry.task for entry in self._entries if entry.source == name}):
                 for index in range(min(source.count(task), _TEXT_SAMPLES)):
                     chance = chance_at(self._recipe.seed, f"source {name}", index, f"texts for {task}")
-                    texts += _texts(source.sample(task, index, chance, 1.0).conversation)
-        return texts
+                    yield from _texts(source.sample(task, index, chance, 1.0).conversation)
 
     def validation(self) -> dict[str, list[Conversation]]:
         """Conversations by task that were set aside, in their canonical wording."""
