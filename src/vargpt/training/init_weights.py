@@ -90,7 +90,7 @@ def make_model(recipe: Recipe, processor: VargptProcessor) -> VargptForCondition
     if init.backbone is None and init.image_tokenizer is None and init.decoder is None:
         model = build_model(recipe, processor)
         for name, parameter in model.named_parameters():
-            parameter.data = parameter.data.to(weight_dtype(recipe, name))
+            parameter.data = parameter.data.to(weight_dtype(recipe, name, parameter.ndim))
         return model
     config = build_config(recipe, processor)
     given: Given = {}
@@ -109,9 +109,11 @@ def make_model(recipe: Recipe, processor: VargptProcessor) -> VargptForCondition
     return _filled(model, given, recipe)
 
 
-def weight_dtype(recipe: Recipe, name: str) -> torch.dtype:
-    """Type of a weight during training: float32 where some stage trains it, and for the image tokenizer."""
-    if name.startswith("image_tokenizer."):
+def weight_dtype(recipe: Recipe, name: str, axes: int) -> torch.dtype:
+    """Type of a weight with so many axes during training: `frozen_dtype` for matrices, kernels and tables that no
+    stage trains; float32 for what some stage trains, for vectors (norms need them so) and for the image tokenizer.
+    """
+    if name.startswith("image_tokenizer.") or axes < 2:
         return torch.float32
     presets = {stage.trainable for stage in recipe.stages if isinstance(stage, SftStage | DpoStage)}
     trained = any(name.startswith(TRAINABLE[preset]) for preset in presets)
@@ -144,7 +146,8 @@ def _whole(recipe: Recipe, folder: Path) -> VargptForConditionalGeneration:
     scratch = torch.empty(_SCRATCH_BYTES, dtype=torch.uint8)
     cpu = torch.device("cpu")
     given: Given = {
-        name: partial(source.load, weight_dtype(recipe, name), cpu, scratch) for name, source in sources.items()
+        name: partial(source.load, weight_dtype(recipe, name, len(source.shape)), cpu, scratch)
+        for name, source in sources.items()
     }
     return _filled(model, given, recipe)
 
@@ -153,7 +156,7 @@ def _filled(model: VargptForConditionalGeneration, given: Given, recipe: Recipe)
     """Put the given weights in the place of meta ones, one after the other, and compute the buffers."""
     for name, parameter in list(model.named_parameters()):
         value = given[name]() if parameter.is_meta else parameter.detach()
-        _put(model, name, value.to(weight_dtype(recipe, name)))
+        _put(model, name, value.to(weight_dtype(recipe, name, parameter.ndim)))
     fill_buffers(model, {"": torch.device("cpu")})
     return model.eval()
 
