@@ -16,7 +16,8 @@ from vargpt.image_tokenizer import ImageTokenizer
 from vargpt.image_tokenizer.initialization import initialize
 from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
-from vargpt.training.recipe import Recipe
+from vargpt.processing.text import SpecialIds
+from vargpt.training.schema import Recipe
 
 _ROPE_THETA = 10_000.0
 
@@ -37,11 +38,16 @@ def build_processor(recipe: Recipe, texts: Iterable[str]) -> VargptProcessor:
 
 def build_config(recipe: Recipe, processor: VargptProcessor) -> VargptConfig:
     """Translate the recipe's sizes and the processor's token ids into the model's configuration."""
-    vision, text, special = recipe.model.vision, recipe.model.backbone, processor.special
+    return config_of(recipe, processor.special, len(processor.tokenizer))
+
+
+def config_of(recipe: Recipe, special: SpecialIds, vocabulary: int) -> VargptConfig:
+    """The model's configuration for these token ids and so many embedding rows."""
+    vision, text = recipe.model.vision, recipe.model.backbone
     backbone = Qwen2VLConfig(
         text_config={
             **text.model_dump(exclude={"mrope_section"}),
-            "vocab_size": len(processor.tokenizer),
+            "vocab_size": vocabulary,
             "max_position_embeddings": 4096,
             "rope_parameters": {
                 "rope_type": "default", "rope_theta": _ROPE_THETA, "mrope_section": text.mrope_section,

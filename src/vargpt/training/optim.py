@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vargpt.training.settings import LoopSettings
 
@@ -45,6 +45,11 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
+def muon_takes(name: str, parameter: Tensor) -> bool:
+    """Whether Muon, where it is chosen, has this parameter: a matrix inside a block or a projector."""
+    return parameter.ndim == 2 and name.endswith(".weight") and any(part in name for part in _MUON_PARTS)
+
+
 def build_optimizers(module: nn.Module, settings: LoopSettings) -> list[tuple[torch.optim.Optimizer, float]]:
     """Return optimizers with their share of the learning rate: AdamW, or Muon for matrices and AdamW for the rest.
 
@@ -54,11 +59,7 @@ def build_optimizers(module: nn.Module, settings: LoopSettings) -> list[tuple[to
     groups = parameter_groups(module, settings.weight_decay)
     matrices: list[nn.Parameter] = []
     if settings.optimizer == "muon":
-        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        matrices = [
-            p for name, p in named
-            if p.ndim == 2 and name.endswith(".weight") and any(part in name for part in _MUON_PARTS)
-        ]  # fmt: skip
+        matrices = [p for name, p in module.named_parameters() if p.requires_grad and muon_takes(name, p)]
     chosen = {id(p) for p in matrices}
     for group in groups:
         group["params"] = [p for p in group["params"] if id(p) not in chosen]
