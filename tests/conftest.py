@@ -62,11 +62,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
                              "num_attention_heads": 2, "num_key_value_heads": 1, "mrope_section": [2, 3, 3]},
                 "decoder": {"hidden_size": 64, "num_heads": 2, "depth": 1},
             },
-            "stages": [{"kind": "sft", "loop": {"steps": 1, "batch_size": 1, "learning_rate": 0.001}}],
+            "stages": [{"kind": "sft", "loop": {"steps": 1, "batch_size": 1, "learning_rate": 0.001},
+                        "data": [{"task": "draw"}]}],
         }
     )  # fmt: skip
     folder: ImageFolder = read_folder(REPO_ROOT / "examples")
-    processor = build_processor(recipe, folder)
+    processor = build_processor(recipe, [record.text for record in folder.split_images("train")])
     destination = tmp_path_factory.mktemp("tiny") / "tiny-model"
     build_model(recipe, processor).save_pretrained(destination)
     processor.save_pretrained(destination)
