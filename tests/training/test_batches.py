@@ -267,6 +267,14 @@ def test_samples_do_not_depend_on_the_batch_size(data: Path, processor: VargptPr
     assert (first.encoded.ids == second.encoded.ids).all()
 
 
+def test_workers_change_no_sample(data: Path, processor: VargptProcessor):
+    plain, ahead = sft_with(data, processor), sft_with(data, processor, workers=3)
+    assert all(same(plain.batch(step), ahead.batch(step)) for step in (0, 1, 2, 7, 1))
+    ahead.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        ahead.batch(0)
+
+
 def test_aspect_buckets_draw_at_the_pictures_own_aspect(tmp_path: Path, processor: VargptProcessor):
     where = write_data(tmp_path / "wide")
     for index in range(0, 12, 2):

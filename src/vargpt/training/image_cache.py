@@ -6,6 +6,7 @@ call of the tokenizer), so a run that resumes with an empty cache sees bitwise t
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -28,17 +29,22 @@ class RecentCache:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self._bytes = max_bytes, 0
+        self._lock = threading.Lock()
         self._items: OrderedDict[Hashable, PreparedImage | Tensor] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], PreparedImage | Tensor]) -> PreparedImage | Tensor:
-        """The value of a key, made where it is not there (any more)."""
-        if key in self._items:
-            self._items.move_to_end(key)
-            return self._items[key]
-        value = self._items[key] = make()
-        self._bytes += _size(value)
-        while self._bytes > self._max_bytes and len(self._items) > 1:
-            self._bytes -= _size(self._items.popitem(last=False)[1])
+        """The value of a key, made where it is not there (any more); two threads may make the same one."""
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+                return self._items[key]
+        value = make()
+        with self._lock:
+            if key not in self._items:
+                self._items[key] = value
+                self._bytes += _size(value)
+            while self._bytes > self._max_bytes and len(self._items) > 1:
+                self._bytes -= _size(self._items.popitem(last=False)[1])
         return value
 
 

@@ -119,7 +119,11 @@ class Run:
             self._require_time(stage, stop)
             if isinstance(task, PreferenceTask):
                 task.prepare()
-            trainer.run(stop)
+            try:
+                trainer.run(stop)
+            finally:
+                if isinstance(task, SftTask):
+                    task.close()
 
     def _require_time(self, stage: Stage, stop: StopRequest) -> None:
         if stop.signal is not None:

@@ -227,7 +227,11 @@ class LoraSection(_Section):
 
 
 class SftStage(_StageSection):
-    """Supervised fine-tuning of the unified model on drawing, captioning, editing and any other conversations."""
+    """Supervised fine-tuning of the unified model on drawing, captioning, editing and any other conversations.
+
+    `aspect_ratios: buckets` draws each picture at the nearest of the 15 aspect templates instead of a square. `workers`
+    threads prepare samples ahead of the loop; they change no sample.
+    """
 
     kind: Literal["sft"]
     name: StageName = "sft"
@@ -236,6 +240,7 @@ class SftStage(_StageSection):
     lora: LoraSection | None = None
     data: list[DataEntry] = Field(min_length=1)
     aspect_ratios: Literal["square", "buckets"] = "square"
+    workers: int = Field(0, ge=0, le=256)
     guidance_drop: float = Field(0.1, ge=0, le=1)
     flip_strength: float = Field(0.3, ge=0, le=1)
     variety: float = Field(0.3, ge=0, le=1)

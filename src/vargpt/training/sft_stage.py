@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vargpt import losses
+from vargpt.data.loader import Loader
 from vargpt.data.sources.protocol import Source
 from vargpt.inputs import ModelInputs
 from vargpt.model.modeling import VargptForConditionalGeneration, VargptOutput
@@ -72,6 +73,7 @@ class SftTask:
         self._processor, self._schedule, self._stage = processor, schedule, stage
         self._stream = SampleStream(stage.name, stage.data, sources, stage.variety, seed)
         self._maker = ExampleMaker(stage, model, processor, cache, schedule, seed)
+        self._loader = Loader(self._example, stage.workers, depth=max(1, 2 * stage.loop.batch_size))
         tasks = {entry.task for entry in stage.data}
         self._validation = {name: list(items) for name, items in (validation or {}).items() if name in tasks and items}
 
@@ -83,8 +85,18 @@ class SftTask:
 
     def batch(self, step: int) -> list[MicroBatch]:
         """This rank's samples of a step, collated in micro-batches of like length."""
-        examples = [self._maker.training(self._stream.at(position), position) for position in self.positions(step)]
-        return self._collate(examples)
+        mine = len(distributed.share(self._stage.loop.batch_size))
+        return self._collate([self._loader.get(step * mine + number) for number in range(mine)])
+
+    def _example(self, number: int) -> Example:
+        """The number-th of this rank's samples, counted over all steps."""
+        step, index = divmod(number, len(distributed.share(self._stage.loop.batch_size)))
+        position = self.positions(step)[index]
+        return self._maker.training(self._stream.at(position), position)
+
+    def close(self) -> None:
+        """Stop preparing samples ahead."""
+        self._loader.close()
 
     def _collate(self, examples: Sequence[Example]) -> list[MicroBatch]:
         loop, tokenizer = self._stage.loop, self.module.image_tokenizer
