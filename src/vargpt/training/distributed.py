@@ -11,9 +11,11 @@ inside the forward of the model that was sharded; `full_state` and `load_full_st
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -170,6 +172,8 @@ def shard(model: VargptForConditionalGeneration, precision: str = "fp32", device
     `device`: where it will be, for a model on the meta device; by default where it is.
     """
     if world_size() > 1:
+        # Nothing in the model writes to such a view.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         device = device or next(model.parameters()).device
         _shard_units(model, init_device_mesh(device.type, (world_size(),)), precision)
 
@@ -187,7 +191,14 @@ def _shard_units(model: VargptForConditionalGeneration, mesh: DeviceMesh, precis
                 fully_shard(child, mesh=mesh, mp_policy=policy)
                 register_fsdp_forward_method(child, "keys_values")
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=set(model.image_tokenizer.parameters()))
+    fully_shard(
+        model,
+        mesh=mesh,
+        mp_policy=policy,
+        # Left to itself the root stays whole after a forward without a backward, and goes stale.
+        reshard_after_forward=True,
+        ignored_params=set(model.image_tokenizer.parameters()),
+    )
     for unit in model.modules():
         if isinstance(unit, FSDPModule):
             unit.set_gradient_divide_factor(1.0)
@@ -252,34 +263,33 @@ def write_state(directory: Path, state: Mapping[str, Tensor]) -> None:
     Raises:
         OSError: if it cannot be written (on all ranks alike).
     """
-    writer = dcp.FileSystemWriter(directory)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*assuming the intent is to save in a single process")
-        try:
-            dcp.save(dict(state), storage_writer=writer, no_dist=world_size() == 1)
-        except CheckpointException as error:
-            raise _system_error(error) from error
+    with _dcp_calls():
+        dcp.save(dict(state), storage_writer=dcp.FileSystemWriter(directory), no_dist=world_size() == 1)
 
 
 def read_state(directory: Path, state: Mapping[str, Tensor]) -> None:
     """Fill tensors, however they are sharded, from a distributed checkpoint of any number of ranks."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process")
-        try:
-            dcp.load(dict(state), storage_reader=dcp.FileSystemReader(directory), no_dist=world_size() == 1)
-        except CheckpointException as error:
-            raise _system_error(error) from error
+    with _dcp_calls():
+        dcp.load(dict(state), storage_reader=dcp.FileSystemReader(directory), no_dist=world_size() == 1)
+
+
+@contextlib.contextmanager
+def _dcp_calls() -> Iterator[None]:
+    """Raise what users can do something about, if a rank failed of that; without a log record for every tensor."""
+    logger = logging.getLogger("c10d-NullHandler-dcp_logger")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*assuming the intent is to (save|load) in a single process")
+            yield
+    except CheckpointException as error:
+        raise next((cause for cause, _ in error.failures.values() if isinstance(cause, OSError)), error) from error
+    finally:
+        logger.setLevel(level)
 
 
 def state_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors in a distributed checkpoint."""
     metadata = dcp.FileSystemReader(directory).read_metadata().state_dict_metadata
     return {name: tuple(entry.size) for name, entry in metadata.items() if isinstance(entry, TensorStorageMetadata)}
-
-
-def _system_error(error: CheckpointException) -> BaseException:
-    """The cause that users can do something about, if there is one among the failures of the ranks."""
-    for failure, _ in error.failures.values():
-        if isinstance(failure, OSError):
-            return failure
-    return error
