@@ -42,7 +42,8 @@ STAGES: list[dict[str, Any]] = [
      "resolution": 32, "batch_size": 24},
     {"kind": "dpo", "name": "dpo-32", "pairs": "pairs-32", "resolution": 32, "loop": DPO_LOOP},
     {"kind": "sft", "name": "sft-64", "trainable": "generation", "data": DRAW, "resolution": 64,
-     "loop": {**LOOP, "ema": 0.9, "optimizer": "muon"}},
+     "loop": {**LOOP, "ema": 0.9, "optimizer": "muon"},
+     "judge": {"scorer": "self", "data": DRAW, "num_prompts": 4}},
     {"kind": "pairs", "name": "pairs-64", "num_prompts": 20, "chosen": "given", "num_samples": 1, "data": DRAW,
      "resolution": 64, "batch_size": 24},
     {"kind": "dpo", "name": "dpo-64", "pairs": "pairs-64", "resolution": 64, "reference": "precomputed",
@@ -101,6 +102,8 @@ def test_every_stage_ran_at_its_resolution(whole: tuple[Path, float], recipe_pat
         else:
             losses = [entry["loss"] for entry in read_journal(folder / "journal.jsonl") if "loss" in entry]
             assert len(losses) == 3
+    judged = [entry for entry in read_journal(output / "sft-64" / "journal.jsonl") if "validation/score" in entry]
+    assert [entry["step"] for entry in judged] == [2, 3]
     for name in ("dpo-32", "dpo-64"):
         first = read_journal(output / name / "journal.jsonl")[0]
         assert first["loss"] == pytest.approx(0.6931471805599453, abs=1e-12)

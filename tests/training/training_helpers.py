@@ -99,7 +99,7 @@ def sft_task(
     sources = StageData(recipe, data)
     cache = ImageCache(processor, model.image_tokenizer)
     schedule = recipe.stage_schedule(stage)
-    return SftTask(model, processor, sources.sources, cache, schedule, stage, recipe.seed, sources.validation())
+    return SftTask(model, processor, sources.sources, cache, schedule, stage, recipe.seed, sources.validation)
 
 
 def tokenizer_task(recipe: Recipe, data: Path, processor: VargptProcessor, model: Any = None) -> TokenizerTask:
@@ -109,7 +109,7 @@ def tokenizer_task(recipe: Recipe, data: Path, processor: VargptProcessor, model
     tokenizer = (model or build_model(recipe, processor)).image_tokenizer
     sources = StageData(recipe, data)
     stream = SampleStream(stage.name, stage.data, sources.sources, 0.0, recipe.seed)
-    pictures = [conversation.drawings[0].image for conversation in sources.validation()["draw"]]
+    pictures = [conversation.drawings[0].image for conversation in sources.validation["draw"]]
     return TokenizerTask(tokenizer, stream, pictures, recipe.stage_schedule(stage), stage, recipe.seed)
 
 

@@ -23,7 +23,12 @@ from vargpt.sampling import Sampling
 from vargpt.scales import ScaleSchedule
 from vargpt.training import distributed
 from vargpt.training.examples import SampleStream
-from vargpt.training.schema import PairsStage
+from vargpt.training.schema import PairsStage, SamplingSection
+
+
+def sampling_of(section: SamplingSection) -> Sampling:
+    """The recipe's settings as the model takes them."""
+    return Sampling(guidance_scale=section.guidance_scale, temperature=section.temperature, top_p=section.top_p)
 
 
 class StreamPrompts:
@@ -60,11 +65,6 @@ def run_pairs_stage(
         ValueError: for a scorer that cannot be loaded, unusable prompts, or a folder that was begun otherwise.
         RuntimeError: for a scorer that is a service and does not answer.
     """
-    sampling = Sampling(
-        guidance_scale=stage.sampling.guidance_scale,
-        temperature=stage.sampling.temperature,
-        top_p=stage.sampling.top_p,
-    )
     pipeline = VargptPipeline(model, processor)
     plan = PairPlan(
         num_samples=stage.num_samples,
@@ -76,7 +76,7 @@ def run_pairs_stage(
     )
     with torch.no_grad():
         made = make_pairs(
-            ModelPainter(pipeline, sampling, schedule),
+            ModelPainter(pipeline, sampling_of(stage.sampling), schedule),
             None if stage.scorer is None else load_scorer(stage.scorer),
             StreamPrompts(stream, stage.num_prompts),
             directory,

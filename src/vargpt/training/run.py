@@ -21,8 +21,9 @@ from vargpt.training import adapters, distributed
 from vargpt.training.examples import SampleStream
 from vargpt.training.image_cache import ImageCache
 from vargpt.training.init_weights import make_model, make_processor
+from vargpt.training.judging import Judge
 from vargpt.training.output import PROCESSOR, claim_output, save_processor, save_result
-from vargpt.training.pairs_stage import run_pairs_stage
+from vargpt.training.pairs_stage import StreamPrompts, run_pairs_stage
 from vargpt.training.preference_stage import PreferenceTask
 from vargpt.training.recipe import load_recipe
 from vargpt.training.reference import Reference, make_reference
@@ -112,7 +113,8 @@ class Run:
         directory = self._output / stage.name
         task = self._task(stage)
         hooks = [task.watch()] if isinstance(task, PreferenceTask) else []
-        trainer = Trainer(stage.name, task, stage.loop.settings(self._recipe.seed), directory, hooks)
+        settings = stage.loop.settings(self._recipe.seed)
+        trainer = Trainer(stage.name, task, settings, directory, hooks, self._judges(stage))
         if only_restore:
             trainer.restore()
         else:
@@ -134,14 +136,22 @@ class Run:
         recipe, model, schedule = self._recipe, self._model, self._recipe.stage_schedule(stage)
         if isinstance(stage, TokenizerStage):
             stream = SampleStream(stage.name, stage.data, self._data.sources, 0.0, recipe.seed)
-            pictures = [conversation.drawings[0].image for conversation in self._data.validation()["draw"]]
+            pictures = [conversation.drawings[0].image for conversation in self._data.validation["draw"]]
             return TokenizerTask(model.image_tokenizer, stream, pictures, schedule, stage, recipe.seed)
         cache = ImageCache(self._processor, model.image_tokenizer)
         if isinstance(stage, SftStage):
             return SftTask(
-                model, self._processor, self._data.sources, cache, schedule, stage, recipe.seed, self._data.validation()
+                model, self._processor, self._data.sources, cache, schedule, stage, recipe.seed, self._data.validation
             )
         return self._preference_task(stage)
+
+    def _judges(self, stage: TokenizerStage | SftStage | DpoStage) -> list[Judge]:
+        if isinstance(stage, TokenizerStage) or stage.judge is None:
+            return []
+        seed, judge = self._recipe.seed, stage.judge
+        stream = SampleStream(f"{stage.name} judge", judge.data, self._data.sources, 0.0, seed)
+        prompts = StreamPrompts(stream, judge.num_prompts)
+        return [Judge(judge, self._model, self._processor, prompts, self._recipe.stage_schedule(stage), seed)]
 
     def _preference_task(self, stage: DpoStage) -> PreferenceTask:
         """Its reference is the model as it stands now, so it is made when the stage begins, before its checkpoint."""

@@ -226,6 +226,24 @@ class LoraSection(_Section):
     targets: str = r"backbone\.language_model\..*_proj"
 
 
+class SamplingSection(_Section):
+    """How pictures are sampled."""
+
+    guidance_scale: float = 1.0
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+
+
+class JudgeSection(_Section):
+    """Draw at every evaluation and let a scorer judge (`vargpt.preferences.scorers`); the mean is `validation/score`."""
+
+    scorer: str
+    data: list[DataEntry] = Field(min_length=1)
+    num_prompts: int = Field(32, gt=0)
+    batch_size: int = Field(32, gt=0)
+    sampling: SamplingSection = SamplingSection()
+
+
 class SftStage(_StageSection):
     """Supervised fine-tuning of the unified model on drawing, captioning, editing and any other conversations.
 
@@ -245,14 +263,7 @@ class SftStage(_StageSection):
     flip_strength: float = Field(0.3, ge=0, le=1)
     variety: float = Field(0.3, ge=0, le=1)
     image_loss_weight: float = Field(3.0, ge=0)
-
-
-class SamplingSection(_Section):
-    """How pictures are sampled for pairs."""
-
-    guidance_scale: float = 1.0
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
+    judge: JudgeSection | None = None
 
 
 class PairsStage(_StageSection):
@@ -303,6 +314,7 @@ class DpoStage(_StageSection):
     reference: Literal["copy", "adapters", "precomputed"] = "copy"
     reference_noise: Literal["shared", "independent"] = "shared"
     flip_strength: float = Field(0.3, ge=0, le=1)
+    judge: JudgeSection | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -323,6 +335,12 @@ STAGE_KINDS: dict[str, type[BaseModel]] = {
     "pairs": PairsStage,
     "dpo": DpoStage,
 }
+
+
+def stage_entries(stage: TokenizerStage | SftStage | PairsStage | DpoStage) -> list[DataEntry]:
+    """All that a stage takes from sources, its judge's prompts among it."""
+    judge = None if isinstance(stage, TokenizerStage | PairsStage) else stage.judge
+    return ([] if isinstance(stage, DpoStage) else stage.data) + ([] if judge is None else judge.data)
 
 
 class Recipe(_Section):
@@ -354,7 +372,7 @@ class Recipe(_Section):
         pairs: list[str] = []
         for stage in self.stages:
             self.stage_schedule(stage)
-            for entry in [] if isinstance(stage, DpoStage) else stage.data:
+            for entry in stage_entries(stage):
                 if entry.source not in self.sources:
                     raise ValueError(
                         f"stage {stage.name}: no source {entry.source!r}; known: {', '.join(self.sources)}"

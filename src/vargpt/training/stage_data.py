@@ -8,15 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vargpt.data.instructions import canonical_caption, canonical_draw, canonical_edit
+from vargpt.data.scenes.source import TASKS
 from vargpt.data.sources.folder import FolderSource
 from vargpt.data.sources.open import open_source
 from vargpt.data.sources.policy import CheckedSource
+from vargpt.data.sources.scenes import ScenesSource
 from vargpt.processing.conversation import Conversation, TextPart
-from vargpt.training.schema import DataEntry, DpoStage, Recipe
+from vargpt.training.schema import DataEntry, Recipe, stage_entries
 from vargpt.training.steps import chance_at
 
 VALIDATION_EXAMPLES = 64
@@ -37,12 +40,11 @@ class StageData:
     def __init__(self, recipe: Recipe, data_dir: Path | None) -> None:
         self._recipe, self.root = recipe, data_dir
         self._entries: list[DataEntry] = []
-        names: list[str] = []
         for stage in recipe.stages:
-            if not isinstance(stage, DpoStage):
-                self._entries += stage.data
-                names += [entry.source for entry in stage.data]
-        self.sources: dict[str, CheckedSource] = {name: self._open(name) for name in dict.fromkeys(names)}
+            self._entries += stage_entries(stage)
+        self.sources: dict[str, CheckedSource] = {
+            name: self._open(name) for name in dict.fromkeys(entry.source for entry in self._entries)
+        }
 
     def _open(self, name: str) -> CheckedSource:
         recipe, section = self._recipe, self._recipe.sources[name]
@@ -68,12 +70,14 @@ class StageData:
                     chance = chance_at(self._recipe.seed, f"source {name}", index, f"texts for {task}")
                     yield from _texts(source.sample(task, index, chance, 1.0).conversation)
 
+    @cached_property
     def validation(self) -> dict[str, list[Conversation]]:
-        """Conversations by task that were set aside, in their canonical wording."""
-        found: dict[str, list[Conversation]] = {"draw": [], "caption": [], "edit": []}
-        for source in self.sources.values():
-            if isinstance(source.source, FolderSource):
-                folder = source.source.folder
+        """Conversations by task that were set aside, in canonical wording; none of formats without such a part."""
+        found: dict[str, list[Conversation]] = {"draw": [], "caption": [], "question": [], "edit": []}
+        for checked in self.sources.values():
+            source = checked.source
+            if isinstance(source, FolderSource):
+                folder = source.folder
                 images = folder.split_images("validation")[:VALIDATION_EXAMPLES]
                 edits = folder.split_edits("validation")[:VALIDATION_EXAMPLES]
                 found["draw"] += [canonical_draw(r.text, folder.path(r.file_name)) for r in images]
@@ -81,6 +85,9 @@ class StageData:
                 found["edit"] += [
                     canonical_edit(folder.path(e.source), folder.path(e.target), e.instruction) for e in edits
                 ]
+            elif isinstance(source, ScenesSource):
+                for task in TASKS:
+                    found[task] += [source.validation(task, index) for index in range(VALIDATION_EXAMPLES)]
         return found
 
     def facts(self) -> dict[str, Any]:

@@ -33,10 +33,31 @@ from vargpt.training.stopping import StopRequest, TimeLimitReached
 from vargpt.training.trackers import Tracker, open_trackers
 from vargpt.training.training_state import TrainingState
 
-__all__ = ["Hook", "LoopSettings", "StopRequest", "Task", "TimeLimitReached", "Trainer", "set_training_mode"]
+__all__ = [
+    "Evaluator",
+    "Hook",
+    "LoopSettings",
+    "StopRequest",
+    "Task",
+    "TimeLimitReached",
+    "Trainer",
+    "set_training_mode",
+]
+    "Evaluator",
+    "Hook",
+    "LoopSettings",
+    "StopRequest",
+    "Task",
+    "TimeLimitReached",
+    "Trainer",
+    "set_training_mode",
+]
 
 Hook = Callable[[int, Mapping[str, float]], str | None]
 """Looks at every entry of the journal (step, metrics) and may return a line to print, such as a warning."""
+
+Evaluator = Callable[[], dict[str, float]]
+"""Gives validation metrics of the module as it stands (in evaluation mode, averaged weights in place)."""
 
 MicroT = TypeVar("MicroT")
 
@@ -127,16 +148,23 @@ class Trainer(Generic[MicroT]):
 
     Args:
         hooks: look at what is logged (on rank 0).
+        evaluators: more validation metrics than the task's own; all ranks call them.
 
     Raises:
         ValueError: if nothing is trainable.
     """
 
     def __init__(
-        self, name: str, task: Task[MicroT], settings: LoopSettings, directory: Path, hooks: Sequence[Hook] = ()
+        self,
+        name: str,
+        task: Task[MicroT],
+        settings: LoopSettings,
+        directory: Path,
+        hooks: Sequence[Hook] = (),
+        evaluators: Sequence[Evaluator] = (),
     ) -> None:
         self._name, self._task, self._settings, self._directory = name, task, settings, directory
-        self._hooks = hooks
+        self._hooks, self._evaluators = hooks, evaluators
         named = {key: p for key, p in task.module.named_parameters() if p.requires_grad}
         self._parameters = list(named.values())
         if not self._parameters:
@@ -247,6 +275,8 @@ class Trainer(Generic[MicroT]):
             self._task.module.eval()
             with torch.no_grad(), self._autocast():
                 values = self._task.evaluate()
+                for evaluator in self._evaluators:
+                    values = {**values, **evaluator()}
         set_training_mode(self._task.module)
         return distributed.broadcast_object(values)
 

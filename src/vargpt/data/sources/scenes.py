@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from vargpt.data.scenes.source import TASKS, scene_example
+from vargpt.data.scenes.source import TASKS, SceneTask, scene_example
 from vargpt.data.sources.protocol import Sample, Task
+from vargpt.processing.conversation import Conversation
 
 COUNT = 1_000_000
 SIDE = 256
@@ -34,6 +35,11 @@ class ScenesSource:
     def shards(self, task: Task) -> Sequence[int]:
         """One: scenes are made in any order."""
         return (self.count(task),)
+
+    def validation(self, task: SceneTask, index: int) -> Conversation:
+        """A scene that is in no sample, in its canonical words."""
+        seed, side = f"{self._seed} validation", self._side
+        return scene_example(seed, index, task, height=side, width=side, variety=0.0).conversation
 
     def sample(self, task: Task, index: int, chance: random.Random, variety: float) -> Sample:
         """One scene, worded by its own number; see `Source.sample`."""
