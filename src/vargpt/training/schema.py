@@ -235,7 +235,7 @@ class SamplingSection(_Section):
 
 
 class JudgeSection(_Section):
-    """Draw at every evaluation and let a scorer judge (`vargpt.preferences.scorers`); the mean is `validation/score`."""
+    """Draw at evaluations and let a scorer judge (`vargpt.preferences.scorers`); the mean is `validation/score`."""
 
     scorer: str
     data: list[DataEntry] = Field(min_length=1)

@@ -43,15 +43,6 @@ __all__ = [
     "Trainer",
     "set_training_mode",
 ]
-    "Evaluator",
-    "Hook",
-    "LoopSettings",
-    "StopRequest",
-    "Task",
-    "TimeLimitReached",
-    "Trainer",
-    "set_training_mode",
-]
 
 Hook = Callable[[int, Mapping[str, float]], str | None]
 """Looks at every entry of the journal (step, metrics) and may return a line to print, such as a warning."""
