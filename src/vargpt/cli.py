@@ -172,7 +172,9 @@ def convert(
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe, such as recipes/emoji-small.yaml.")],
-    data: Annotated[Path, typer.Option("--data", help="Folder of images with metadata.jsonl.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of images with metadata.jsonl, or of the recipe's sources.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where checkpoints go. [default: runs/RECIPE]")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change one entry: --set stages.0.loop.steps=100. Repeatable.")
@@ -181,10 +183,17 @@ def train(
     time_limit: Annotated[
         str | None, typer.Option("--time-limit", help="Save and stop after this long: 90s, 45m, 8h or 1:30:00.")
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan: work, memory, time. No data.")] = False,
+    gpus: Annotated[int, typer.Option("--gpus", help="Of the plan.", min=1)] = 1,
+    gpu_memory: Annotated[float, typer.Option("--gpu-memory", help="Of the plan, in GB each.")] = 80.0,
+    utilisation: Annotated[float, typer.Option("--utilisation", help="Of the plan: share of the peak.")] = 0.3,
+    as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON.")] = False,
 ) -> None:
     """Train from scratch, or go on where the same command was stopped. Stopped and saved: exit status 3."""
     from vargpt.commands import training
 
+    if dry_run:
+        raise typer.Exit(training.dry_run(recipe, overrides or [], gpus, gpu_memory, utilisation, as_json))
     output = out if out is not None else Path("runs") / recipe.stem
     raise typer.Exit(training.train(recipe, data, output, overrides or [], stages, time_limit))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def train(
-    recipe: Path, data: Path, output: Path, overrides: list[str], stages: str | None, time_limit: str | None
+    recipe: Path, data: Path | None, output: Path, overrides: list[str], stages: str | None, time_limit: str | None
 ) -> int:
     """Train the stages of a recipe; the folder of the finished model is printed on stdout. Return the exit status."""
     if not recipe.is_file():
@@ -31,6 +32,18 @@ def train(
     except TimeLimitReached as stopped:
         print(f"vargpt: {stopped}", file=sys.stderr)
         return STOPPED
+    return 0
+
+
+def dry_run(recipe: Path, overrides: list[str], gpus: int, gpu_memory: float, utilisation: float, as_json: bool) -> int:
+    """Print the plan of a recipe: stages, trained parameters, operations, memory, time. Return the exit status."""
+    from vargpt.training.plan import Devices, make_plan
+    from vargpt.training.plan_text import render
+    from vargpt.training.recipe import load_recipe
+
+    devices = Devices(gpus, gpu_memory * 1e9, utilisation=utilisation)
+    plan = make_plan(load_recipe(recipe, overrides), devices)
+    print(json.dumps(plan.to_dict(), indent=1) if as_json else render(plan))
     return 0
 
 

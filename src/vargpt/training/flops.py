@@ -169,9 +169,9 @@ class WorkCounter:
         again = 2 * tokens * (part.weights - part.last) if recompute and into_inputs else 0.0
         return Flops(2 * tokens * part.weights, backward, again)
 
-    def part_weights(self, name: str) -> int:
-        """Multiplications per token of a part (its own tokens)."""
-        return self._parts[name].weights
+    def trains(self, part: str) -> bool:
+        """Whether weights or adapters of a part are trained."""
+        return self._parts[part].trained > 0
 
 
 def _attention(forward: float, passes: bool, recompute: bool) -> Flops:
