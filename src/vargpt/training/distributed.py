@@ -12,6 +12,7 @@ inside the forward of the model that was sharded; `full_state` and `load_full_st
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import warnings
@@ -284,7 +285,7 @@ def _dcp_calls() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*assuming the intent is to (save|load) in a single process")
             yield
     except CheckpointException as error:
-        raise next((cause for cause, _ in error.failures.values() if isinstance(cause, OSError)), error) from error
+        raise next(filter(None, (_system_error(cause) for cause, _ in error.failures.values())), error) from error
     finally:
         logger.setLevel(level)
 
@@ -293,3 +294,12 @@ def state_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors in a distributed checkpoint."""
     metadata = dcp.FileSystemReader(directory).read_metadata().state_dict_metadata
     return {name: tuple(entry.size) for name, entry in metadata.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The system's error behind a failure; torch's writer of tensors swallows what the file said."""
+    if error is None or isinstance(error, OSError):
+        return error
+    if isinstance(error, RuntimeError) and ("inline_container" in str(error) or "StreamWriter" in str(error)):
+        return _system_error(error.__context__) or OSError(errno.EIO, "the file took no more bytes; is the disk full?")
+    return None
