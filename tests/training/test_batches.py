@@ -157,7 +157,7 @@ def test_every_augmentation_changes_the_batch(data: Path, processor: VargptProce
 def test_without_augmentation_the_batch_is_the_pictures(data: Path, folder: ImageFolder, processor: VargptProcessor):
     task = tokenizer_with(data, processor, flip=False, zoom=0.0, permute_colours=0.0)
     images = [task._stream.at(position).conversation.drawings[0].image for position in range(4, 8)]
-    assert {Path(image).parent for image in images} == {folder.root} and len(set(images)) == 4
+    assert {image.parent for image in images if isinstance(image, Path)} == {folder.root} and len(set(images)) == 4
     assert torch.equal(whole(task, 1), to_signed(load_targets(images, SCHEDULE)))
     assert whole(task, 1).min() >= -1 and whole(task, 1).max() <= 1
 

@@ -10,7 +10,7 @@ from training_helpers import recipe_with, write_recipe
 
 from vargpt.training.build import build_model, build_processor
 from vargpt.training.recipe import load_recipe, save_recipe
-from vargpt.training.schema import DataEntry
+from vargpt.training.schema import DataEntry, SftStage, TokenizerStage
 from vargpt.training.stage_data import StageData
 
 
@@ -95,8 +95,10 @@ def test_overrides_reach_into_lists_and_missing_sections(path: Path):
         ["stages.0.loop.steps=7", "stages.2.data=[{task: draw}]", "stages.1.data.0.weight=3", "schedule.template=0.75",
          "stages.0.loop.learning_rate=1e-3", "model.image_tokenizer.channel_multipliers.0=2"],
     )  # fmt: skip
-    assert recipe.stages[0].loop.steps == 7 and recipe.stages[0].loop.learning_rate == 0.001
-    assert recipe.stages[2].data == [DataEntry(task="draw")] and recipe.stages[1].data[0].weight == 3
+    tokenizer, names, sft = recipe.stages
+    assert isinstance(tokenizer, TokenizerStage) and isinstance(names, SftStage) and isinstance(sft, SftStage)
+    assert tokenizer.loop.steps == 7 and tokenizer.loop.learning_rate == 0.001
+    assert sft.data == [DataEntry(task="draw")] and names.data[0].weight == 3
     assert recipe.schedule.template == 0.75
     assert recipe.model.image_tokenizer.channel_multipliers == [2]
 

@@ -109,7 +109,7 @@ def test_sigterm_at_the_last_step_of_a_stage_stops_before_the_next(
     """Each stage listened for itself: a signal at its end was lost, and the next stage ran on."""
     batch = TokenizerTask.batch
 
-    def terminated(self: TokenizerTask, step: int) -> torch.Tensor:
+    def terminated(self: TokenizerTask, step: int) -> list[torch.Tensor]:
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return batch(self, step)

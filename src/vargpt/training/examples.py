@@ -14,7 +14,7 @@ from PIL import Image
 from vargpt.data.order import Mixture, Order
 from vargpt.data.sources.protocol import Sample, Source, shuffled
 from vargpt.model.modeling import VargptForConditionalGeneration
-from vargpt.processing.conversation import Conversation, DrawPart, DrawSource, ImagePart, Message
+from vargpt.processing.conversation import Conversation, DrawPart, DrawSource, ImagePart, Message, TextPart
 from vargpt.processing.images import open_image
 from vargpt.processing.processor import VargptProcessor
 from vargpt.scales import ScaleSchedule
@@ -137,7 +137,7 @@ def _replace_images(conversation: Conversation, cache: ImageCache) -> Conversati
     """The same conversation with images to read as patches, and images to draw left to their bits."""
     turns = []
     for message in conversation.messages:
-        parts = []
+        parts: list[TextPart | ImagePart | DrawPart] = []
         for part in message.content:
             if isinstance(part, ImagePart):
                 parts.append(ImagePart(image=cache.patches(part.image)))

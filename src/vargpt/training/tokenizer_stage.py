@@ -60,7 +60,7 @@ class TokenizerTask:
         self,
         tokenizer: ImageTokenizer,
         stream: SampleStream,
-        validation: Sequence[DrawSource],
+        validation: Sequence[DrawSource | None],
         schedule: ScaleSchedule,
         stage: TokenizerStage,
         seed: int,
