@@ -1,18 +1,20 @@
 """The checker: reads a picture back into a scene, from pixels alone, and scores pictures against words.
 
-Invariant: it says what it can see. A blob that no shape fits is counted as unclear and satisfies no fact; a picture whose
-background is none of the known ones satisfies no background.
+Invariant: it says what it can see. A blob that no shape fits is counted as unclear and satisfies no fact; a picture
+whose background is none of the known ones satisfies no background.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vargpt.data.scenes.edits import Edit
 from vargpt.data.scenes.facts import Facts, Verdict, facts_of_scene, judge, share_that_holds
 from vargpt.data.scenes.fitting import Fit, fit_hidden, fit_whole, size_of, texture_of
 from vargpt.data.scenes.parser import facts_of
@@ -28,7 +30,7 @@ SMALLEST_SIDE = 24
 GOOD_FIT = 0.72
 """A blob is a thing if some shape covers it this well (overlap over union)."""
 
-SURE_FIT, SURE_MARGIN = 0.88, 0.05
+SURE_FIT, SURE_MARGIN = 0.9, 0.06
 """A fit this good and this much better than the next shape's needs no second look."""
 
 
@@ -106,21 +108,26 @@ def _fit_blobs(pixels: Array, parts: Segmentation) -> list[tuple[Fit, Blob, str]
     """Fit every blob; where two touch, the one that is whole is in front, and the other may go on behind it."""
     found = []
     wide = [grown(blob.mask, 2) for blob in parts.blobs]
+    anything = np.logical_or.reduce([blob.mask for blob in parts.blobs]) if parts.blobs else None
     for index, blob in enumerate(parts.blobs):
-        others = np.zeros_like(blob.mask)
-        for number, other in enumerate(parts.blobs):
-            if number != index and (wide[index] & other.mask).any():
-                others |= other.mask
+        others = np.logical_and(anything, ~blob.mask)
+        if is_thin(blob.mask) and (grown(others, 2) & blob.mask).sum() > 0.5 * blob.mask.sum():
+            continue
         fits, hidden = fit_whole(blob.mask, parts.cover), False
-        if others.any() and fits[0].quality < 0.93:
-            behind = fit_hidden(blob.mask, parts.cover, grown(others))
+        if fits[0].quality < 0.93 and (others & wide[index]).any():
+            touching = np.zeros_like(others)
+            for number, other in enumerate(parts.blobs):
+                if number != index and (wide[index] & other.mask).any():
+                    touching |= other.mask
+            behind = fit_hidden(blob.mask, parts.cover, grown(touching))
             if behind[0].quality > fits[0].quality + 0.02:
                 fits, hidden = behind, True
         if fits[0].quality >= SURE_FIT and fits[0].quality - fits[1].quality >= SURE_MARGIN:
             found.append((fits[0], blob, texture_of(pixels, blob.mask, fits[0], blob.colour)))
         else:
-            patch = make_patch(pixels, parts.ground, blob.mask, grown(others) if hidden else others, hidden)
-            fit, texture = best_of(patch, fits, blob.colour, min(parts.cover.shape))
+            side = min(blob.mask.shape)
+            patch = make_patch(pixels, parts.ground, parts.cover, blob.mask, grown(others) & ~blob.mask, hidden)
+            fit, texture = best_of(patch, fits, blob.colour, side)
             found.append((fit, blob, texture))
     return found
 
@@ -174,3 +181,76 @@ def asserted(wanted: str | Scene | Facts) -> Facts:
             f"not a caption of the scenes grammar: {wanted!r}; expected e.g. 'a red star left of a blue ring'"
         )
     return facts
+
+
+@dataclass(frozen=True)
+class EditScore:
+    """How well a picture answers an edit.
+
+    Attributes:
+        asked: whether the change that was asked for is there.
+        kept: share of everything else (looks and places of the other things, background) that is as it was, in [0, 1].
+    """
+
+    asked: bool
+    kept: float
+
+    @property
+    def right(self) -> bool:
+        """Whether the change was made and nothing else."""
+        return self.asked and self.kept == 1.0
+
+
+def score_edit(image: Image.Image | NDArray[np.uint8], edit: Edit) -> EditScore:
+    """Judge the picture that a model made of an edit; things are told apart by where and what they should be."""
+    reading = read(image)
+    expected = edit.target.things
+    subject = len(expected) - 1 if edit.kind == "add" else edit.changed
+    free = _changed_attributes(edit)
+    seen: list[Thing | None] = [*reading.scene.things]
+    seen += [None] * max(len(expected) - len(seen), 0)
+    best: tuple[list[bool], list[bool]] = ([], [])
+    best_count = -1
+    for chosen in permutations(seen, len(expected)):
+        kept = [
+            holds
+            for index, (thing, found) in enumerate(zip(expected, chosen, strict=True))
+            for name, holds in _as_expected(thing, found, edit.target.aspect).items()
+            if not (index == subject and name in free)
+        ]
+        asked = [holds for mention in edit.asked.mentions for holds in mention.verdicts(chosen[subject or 0]).values()]
+        if sum(kept) + sum(asked) > best_count:
+            best, best_count = (asked, kept), sum(kept) + sum(asked)
+    asked, kept = best
+    asked += [verdict.holds for verdict in reading.judge(replace(edit.asked, mentions=()))]
+    if edit.kind != "background":
+        kept.append(reading.background_known and reading.scene.background == edit.target.background)
+    return EditScore(all(asked), sum(kept) / len(kept) if kept else 1.0)
+
+
+def _changed_attributes(edit: Edit) -> tuple[str, ...]:
+    """What of the thing that the edit is about need not be as it was."""
+    if edit.kind == "add":
+        return _ATTRIBUTES
+    if edit.changed is None or edit.kind == "remove":
+        return ()
+    before, after = edit.source.things[edit.changed], edit.target.things[edit.changed]
+    changed = [name for name in _ATTRIBUTES if name != "place" and getattr(before, name) != getattr(after, name)]
+    if (before.x, before.y) != (after.x, after.y):
+        changed.append("place")
+    if edit.kind == "replace":
+        changed += ["size", "texture"]
+    return tuple(changed)
+
+
+_ATTRIBUTES = ("shape", "colour", "size", "texture", "place")
+_STAYED = 0.08
+"""A thing has kept its place if it moved by no more than this, in shorter sides."""
+
+
+def _as_expected(thing: Thing, found: Thing | None, aspect: float) -> dict[str, bool]:
+    if found is None:
+        return dict.fromkeys(_ATTRIBUTES, False)
+    verdicts = {name: getattr(found, name) == getattr(thing, name) for name in _ATTRIBUTES if name != "place"}
+    across, down = (found.x - thing.x) * max(aspect, 1.0), (found.y - thing.y) * max(1.0 / aspect, 1.0)
+    return {**verdicts, "place": max(abs(across), abs(down)) <= _STAYED}

@@ -17,6 +17,7 @@ from vargpt.data.scenes.words import AT_PLACE, Said, full_name, on_background, p
 from vargpt.data.scenes.world import (
     BACKGROUNDS,
     COLOURS,
+    HOLDS_PLACE,
     PLACES,
     SHAPES,
     TEXTURES,
@@ -24,6 +25,7 @@ from vargpt.data.scenes.world import (
     Split,
     Thing,
     clear_place,
+    is_at,
     is_legible,
     split_of,
 )
@@ -179,7 +181,8 @@ def _move(scene: Scene, generator: random.Random) -> Edit | None:
         return None
     index, name = named
     thing = scene.things[index]
-    place = generator.choice([other for row in PLACES for other in row if other != clear_place(thing)])
+    places = [place for row in PLACES for place in row]
+    place = generator.choice([other for other in places if not is_at(thing.x, thing.y, other, HOLDS_PLACE)])
     target = find_place(scene, thing, generator, place, index)
     if target is None or clear_place(target.things[index]) != place:
         return None

@@ -1,7 +1,7 @@
 """A blob becomes a thing: which shape, where, how large, with which texture. The second half of the checker.
 
-Invariant: every shape is tried with the renderer's own distance functions, and the quality of the best fit (overlap over
-union, soft at the edges) is reported, so that a caller can refuse what fits nothing.
+Invariant: every shape is tried with the renderer's own distance functions, and the quality of the best fit (overlap
+over union, soft at the edges) is reported, so that a caller can refuse what fits nothing.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _best(target: Target, starts: dict[str, Array], keep: float) -> list[Fit]:
         first[shape] = (float(qualities[index]), starts[shape][index])
     bar = max(quality for quality, _ in first.values()) - keep
     fits = [
-        _refine(target, shape, place, quality) if quality >= bar else Fit(shape, *map(float, place), quality)
+        _refine(target, shape, place, quality) if quality >= bar else _placed(shape, place, quality)
         for shape, (quality, place) in first.items()
     ]
     return sorted(fits, key=lambda fit: -fit.quality)
@@ -189,6 +189,10 @@ def _refine(target: Target, shape: str, place: Array, quality: float) -> Fit:
         else:
             step = step / 2
         moves += 1
+    return _placed(shape, place, quality)
+
+
+def _placed(shape: str, place: Array, quality: float) -> Fit:
     return Fit(shape, float(place[0]), float(place[1]), float(place[2]), quality)
 
 
@@ -210,7 +214,7 @@ def texture_of(pixels: Array, mask: NDArray[np.bool_], fit: Fit, colour: str) ->
     rows, columns = np.arange(top, bottom, dtype=np.float32), np.arange(left, right, dtype=np.float32)
     u, v = _grid(fit, rows, columns)
     inside = distance(fit.shape, u, v)
-    surface = thing_pixels(Thing(fit.shape, colour), u, v, inside, fit.radius)
+    surface = thing_pixels(Thing(fit.shape, colour), u, v, inside, np.float32(fit.radius))
     seen = pixels[top:bottom, left:right]
     chosen = (inside < -max(0.12, 0.9 / fit.radius)) & mask[top:bottom, left:right]
     if chosen.sum() < 12:
@@ -223,7 +227,7 @@ def texture_of(pixels: Array, mask: NDArray[np.bool_], fit: Fit, colour: str) ->
     for name in ("striped", "dotted"):
         for du in (-shift, 0.0, shift):
             for dv in (-shift, 0.0, shift):
-                ink = pattern(name, u + np.float32(du), v + np.float32(dv), fit.radius)[chosen]
+                ink = pattern(name, u + np.float32(du), v + np.float32(dv), np.float32(fit.radius))[chosen]
                 ink = ink - ink.mean()
                 power = float((ink * ink).sum())
                 slope = -float((ink * spread).sum()) / max(power, 1e-6)

@@ -90,25 +90,37 @@ def paint_window(canvas: Array, thing: Thing, centre_x: float, centre_y: float, 
     reach = _WINDOW * radius + 1
     left, right = max(int(centre_x - reach), 0), min(int(centre_x + reach) + 1, width)
     top, bottom = max(int(centre_y - reach), 0), min(int(centre_y + reach) + 1, height)
+    if left >= right or top >= bottom:
+        return
     u = np.broadcast_to(
         ((np.arange(left, right, dtype=np.float32) + 0.5 - centre_x) / radius)[None, :], (bottom - top, right - left)
     )
     v = np.broadcast_to(
         ((np.arange(top, bottom, dtype=np.float32) + 0.5 - centre_y) / radius)[:, None], (bottom - top, right - left)
     )
-    window = canvas[top:bottom, left:right]
+    lay(canvas[top:bottom, left:right], thing, u, v, np.float32(radius))
+
+
+def lay(canvas: Array, thing: Thing, u: Array, v: Array, radius: Array | np.float32) -> None:
+    """Lay the shadow of a thing, then the thing, on pixels given by their place in it.
+
+    Args:
+        canvas: float32 [..., h, w, 3], changed in place.
+        u, v: [..., h, w], in radii from the thing's centre.
+        radius: in pixels, a number or [..., 1, 1].
+    """
     offset = np.float32(SHADOW_OFFSET)
     below = np.maximum(
         distance(thing.shape, u - offset, v - offset), np.hypot(u - offset, v - offset) - np.float32(_SHADOW_REACH)
     )
     below = np.clip(below * np.float32(-0.5 / SHADOW_SOFTNESS) + np.float32(0.5), 0, 1)
-    window *= (1 - np.float32(SHADOW_STRENGTH) * below * below * (3 - 2 * below))[..., None]
+    canvas *= (1 - np.float32(SHADOW_STRENGTH) * below * below * (3 - 2 * below))[..., None]
     inside = distance(thing.shape, u, v)
-    cover = np.clip(np.float32(0.5) - inside * np.float32(radius), 0, 1)
-    window += (thing_pixels(thing, u, v, inside, radius) - window) * cover[..., None]
+    cover = np.clip(np.float32(0.5) - inside * radius, 0, 1)
+    canvas += (thing_pixels(thing, u, v, inside, radius) - canvas) * cover[..., None]
 
 
-def thing_pixels(thing: Thing, u: Array, v: Array, inside: Array, radius_pixels: float) -> Array:
+def thing_pixels(thing: Thing, u: Array, v: Array, inside: Array, radius_pixels: Array | np.float32) -> Array:
     """Colours of a thing's surface, float32 [..., 3]: light from the upper left, a darker rim, a soft highlight."""
     light = np.float32(0.99) - np.float32(0.07) * (u + v)
     light -= np.float32(0.16) * np.clip(inside * 5 + 1, 0, 1)

@@ -1,9 +1,10 @@
 """Pixels become a background and blobs of colour: the first half of the checker.
 
-Invariant: nothing is known here about shapes. A blob is a connected region of one colour family that stands out from the
-background; light, shadow and stripes (all of which scale a colour) do not change its family.
+Invariant: nothing is known here about shapes. A blob is a connected region of one colour family that stands out from
+the background; light, shadow and stripes (all of which scale a colour) do not change its family.
 
-The colour family is the angle in the plane of (R - G, (R + G) / 2 - B): scaling a colour or mixing it with gray keeps it.
+The colour family is the angle in the plane of (R - G, (R + G) / 2 - B): scaling a colour or mixing it with gray
+keeps it.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _CORE = 0.32
 """Share of the way from background to full colour at which a pixel counts as foreground; ink is at 0.6."""
 
 _FAINTEST = 34.0
-_SMALLEST = 0.0048
-"""Smallest blob, in squared shorter sides: a quarter of the smallest shape."""
+_SMALLEST = 0.0075
+"""Smallest blob, in squared shorter sides: a third of the smallest shape."""
 
 _COLOUR_TABLE: Array = np.array(list(COLOURS.values()), dtype=np.float32)
 

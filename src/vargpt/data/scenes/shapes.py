@@ -91,13 +91,13 @@ _STRIPE_PERIOD, _STRIPE_SHARE = 0.62, 0.42
 _DOT_PERIOD, _DOT_RADIUS = 0.66, 0.2
 
 
-def pattern(texture: str, u: Array, v: Array, radius_pixels: float) -> Array:
+def pattern(texture: str, u: Array, v: Array, radius_pixels: Array | np.float32) -> Array:
     """Share of ink in each pixel, 0 to 1: diagonal stripes or round dots.
 
     Raises:
         ValueError: for an unknown texture.
     """
-    sharp = np.float32(radius_pixels)
+    sharp = radius_pixels
     if texture == "striped":
         phase = (u + v) * np.float32(math.sqrt(0.5) / _STRIPE_PERIOD)
         off = np.abs(phase - np.round(phase)) * np.float32(_STRIPE_PERIOD)
