@@ -6,18 +6,23 @@ Invariant: all choice comes from the generator passed in. Each task has one cano
     caption  user [image] "what is this?"        assistant "{name}"
     edit     user [image] "{instruction}"        assistant [image]
 
-Requests are a handful of words, so that a small model can learn from them; `variety` sets how often another form than
-the canonical one is taken.
+`variety` sets how often another form than the canonical one is taken. Other forms come in two families: `short`, a
+handful of words, so that a small model can learn from them, and `rich` (`vargpt.data.rich_instructions`), the many
+openings, verbs and picture words that the paper describes, with answers that repeat the caption.
 """
 
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, Literal
 
+from vargpt.data import rich_instructions
 from vargpt.processing.conversation import Conversation, DrawPart, ImagePart, Message, assistant, user
 
 CAPTION_QUESTION = "what is this?"
+
+Style = Literal["short", "rich"]
+"""The family of wordings that are not canonical."""
 
 _DRAW_VERBS = ("draw", "paint", "sketch", "create", "make", "show me", "design", "generate", "depict", "render")
 _DRAW_OPENINGS = ("", "", "please ", "can you ", "I want you to ", "could you ")
@@ -82,15 +87,20 @@ def canonical_edit(source: Any, target: Any, instruction: str) -> Conversation:
     return _answered(edit_prompt(source, instruction), DrawPart(image=target))
 
 
-def draw_conversation(name: str, image: Any, generator: random.Random, variety: float = 0.3) -> Conversation:
+def draw_conversation(
+    name: str, image: Any, generator: random.Random, variety: float = 0.3, style: Style = "short"
+) -> Conversation:
     """A drawing conversation, worded by the generator.
 
     Args:
         image: the target (any `DrawSource`), or None where the caller holds its bits.
         variety: chance of another form than the canonical one.
+        style: family of the other forms.
     """
     if generator.random() >= variety:
         return canonical_draw(name, image)
+    if style == "rich":
+        return rich_instructions.draw(name, image, generator)
     if generator.random() < 0.5:
         request = (
             generator.choice(_DRAW_OPENINGS) + generator.choice(_DRAW_VERBS) + " " + generator.choice(_PICTURES) + name
@@ -101,10 +111,14 @@ def draw_conversation(name: str, image: Any, generator: random.Random, variety: 
     return Conversation(messages=(user(request), _drawn(answer, image)))
 
 
-def caption_conversation(image: Any, name: str, generator: random.Random, variety: float = 0.3) -> Conversation:
+def caption_conversation(
+    image: Any, name: str, generator: random.Random, variety: float = 0.3, style: Style = "short"
+) -> Conversation:
     """A captioning conversation, worded by the generator; the answer is always the caption."""
     if generator.random() >= variety:
         return canonical_caption(image, name)
+    if style == "rich":
+        return rich_instructions.caption(image, name, generator)
     question = generator.choice(_CAPTION_QUESTIONS)
     part = ImagePart(image=image)
     asked = user(part, question) if generator.random() < 0.5 else user(question + " ", part)
@@ -112,19 +126,28 @@ def caption_conversation(image: Any, name: str, generator: random.Random, variet
 
 
 def edit_conversation(
-    source: Any, target: Any, instruction: str, generator: random.Random, variety: float = 0.3
+    source: Any,
+    target: Any,
+    instruction: str,
+    generator: random.Random,
+    variety: float = 0.3,
+    style: Style = "short",
 ) -> Conversation:
     """An editing conversation, worded by the generator."""
     if generator.random() >= variety:
         return canonical_edit(source, target, instruction)
+    if style == "rich":
+        return rich_instructions.edit(source, target, instruction, generator)
     request = generator.choice(_EDIT_FRAMES).format(instruction=instruction)
     part = ImagePart(image=source)
     asked = user(part, request) if generator.random() < 0.5 else user(request + " ", part)
     return Conversation(messages=(asked, _drawn(generator.choice(_EDIT_ANSWERS), target)))
 
 
-def template_texts() -> list[str]:
+def template_texts(style: Style = "short") -> list[str]:
     """All fixed wordings, to train a text tokenizer on together with the captions and instructions."""
+    if style == "rich":
+        return [CAPTION_QUESTION, *rich_instructions.template_texts()]
     draws = [
         f"{opening}{verb} {picture}" for opening in _DRAW_OPENINGS for verb in _DRAW_VERBS for picture in _PICTURES
     ]

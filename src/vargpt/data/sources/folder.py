@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 
 from vargpt.data.folder import ImageFolder
-from vargpt.data.instructions import caption_conversation, draw_conversation, edit_conversation
+from vargpt.data.instructions import Style, caption_conversation, draw_conversation, edit_conversation
 from vargpt.data.sources.protocol import Sample, Task
 
 _TASKS: tuple[Task, ...] = ("draw", "caption", "edit")
@@ -18,8 +18,10 @@ _TASKS: tuple[Task, ...] = ("draw", "caption", "edit")
 class FolderSource:
     """Samples of an `ImageFolder`; images are given as paths."""
 
-    def __init__(self, name: str, folder: ImageFolder) -> None:
+    def __init__(self, name: str, folder: ImageFolder, style: Style = "short") -> None:
+        """Args: style: the family of wordings."""
         self.name = name
+        self._style: Style = style
         self.folder = folder
         self._images = folder.split_images("train")
         self._edits = [
@@ -44,10 +46,10 @@ class FolderSource:
         if task == "edit":
             number, edit = self._edits[index]
             source, target = self.folder.path(edit.source), self.folder.path(edit.target)
-            conversation = edit_conversation(source, target, edit.instruction, chance, variety)
+            conversation = edit_conversation(source, target, edit.instruction, chance, variety, self._style)
             return Sample(f"edit {number}: {edit.source} -> {edit.target}", conversation)
         record = self._images[index]
         path = self.folder.path(record.file_name)
         if task == "draw":
-            return Sample(record.file_name, draw_conversation(record.text, path, chance, variety))
-        return Sample(record.file_name, caption_conversation(path, record.text, chance, variety))
+            return Sample(record.file_name, draw_conversation(record.text, path, chance, variety, self._style))
+        return Sample(record.file_name, caption_conversation(path, record.text, chance, variety, self._style))

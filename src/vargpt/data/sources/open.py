@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from vargpt.data.folder import VALIDATION_FRACTION, read_folder
+from vargpt.data.instructions import Style
 from vargpt.data.sources.conversations import conversations_source
 from vargpt.data.sources.folder import FolderSource
 from vargpt.data.sources.llava import llava_source
@@ -57,6 +58,7 @@ def open_source(
     root: Path = Path(),
     validation_fraction: float = VALIDATION_FRACTION,
     *,
+    style: Style = "short",
     side: int | None = None,
     seed: int = 0,
     report: Callable[[str], None] | None = None,
@@ -67,6 +69,7 @@ def open_source(
         name: what errors and logs call it.
         root: where relative paths start.
         validation_fraction: share that a `folder` sets aside (other formats are training data as a whole).
+        style: family of wordings of samples that are made from captions and edit pairs (scenes keep their own).
         side: of generated scenes in pixels.
         seed: of generated scenes.
         report: takes the lines about skipped records; stderr by default.
@@ -77,7 +80,7 @@ def open_source(
     """
     _check_settings(name, settings)
     log = BrokenLog(report)
-    source, problems, count = _open(name, settings, root, validation_fraction, side, seed)
+    source, problems, count = _open(name, settings, root, validation_fraction, style, side, seed)
     if problems and settings.on_error == "stop":
         first = problems[0]
         more = f" (and {count - 1:,} more problems)" if count > 1 else ""
@@ -144,22 +147,28 @@ def _images_folder(settings: SourceSettings, root: Path, paths: Sequence[Path]) 
 
 
 def _open(
-    name: str, settings: SourceSettings, root: Path, validation_fraction: float, side: int | None, seed: int
+    name: str,
+    settings: SourceSettings,
+    root: Path,
+    validation_fraction: float,
+    style: Style,
+    side: int | None,
+    seed: int,
 ) -> tuple[Source, list[BrokenSample], int]:
     """The source, what is wrong with its files, and how many problems there are."""
     if settings.format == "folder":
-        return FolderSource(name, read_folder(root / settings.path, validation_fraction)), [], 0
+        return FolderSource(name, read_folder(root / settings.path, validation_fraction), style), [], 0
     if settings.format == "scenes":
         from vargpt.data.sources.scenes import COUNT, SIDE, ScenesSource
 
         return ScenesSource(name, settings.count or COUNT, side or SIDE, seed), [], 0
     paths = find_files(name, root, settings)
     if settings.format == "tar":
-        shards = TarSource(name, paths)
+        shards = TarSource(name, paths, style)
         return shards, shards.problems, shards.problem_count
     images = _images_folder(settings, root, paths)
     if settings.format == "parquet":
-        rows = ParquetSource(name, paths, images)
+        rows = ParquetSource(name, paths, images, style)
         return rows, rows.problems, len(rows.problems)
     records = _RECORDS[settings.format](name, paths, images)
     return records, records.problems, len(records.problems)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vargpt.data.instructions import caption_conversation, draw_conversation
+from vargpt.data.instructions import Style, caption_conversation, draw_conversation
 from vargpt.data.sources.index_file import stamp_of
 from vargpt.data.sources.parsing import Resolve, images_of, inside, placeholder_conversation, turns_of, with_answer
 from vargpt.data.sources.protocol import BrokenSample, Sample, Task
@@ -39,16 +39,18 @@ class ParquetSource:
         problems: files that cannot be read and were left out.
     """
 
-    def __init__(self, name: str, paths: Sequence[Path], images: Path) -> None:
+    def __init__(self, name: str, paths: Sequence[Path], images: Path, style: Style = "short") -> None:
         """Open the files.
 
         Args:
             images: where images lie that are given by path.
+            style: the family of wordings.
 
         Raises:
             ValueError: if pyarrow is missing, or a file lacks the columns.
         """
         self.name = name
+        self._style: Style = style
         self.problems: list[BrokenSample] = []
         self._resolve = _image_reader(inside(images))
         self._groups: list[tuple[Path, tuple[int, int], int]] = []
@@ -100,8 +102,8 @@ class ParquetSource:
         except BrokenRecord as error:
             raise BrokenSample(self.name, key, str(error)) from error
         if task == "draw":
-            return Sample(key, draw_conversation(caption, image, chance, variety))
-        return Sample(key, caption_conversation(image, caption, chance, variety))
+            return Sample(key, draw_conversation(caption, image, chance, variety, self._style))
+        return Sample(key, caption_conversation(image, caption, chance, variety, self._style))
 
     def _conversation(self, row: dict[str, Any]) -> Conversation:
         return with_answer(placeholder_conversation(turns_of(row), images_of(row, self._resolve)))

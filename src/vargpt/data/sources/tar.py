@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vargpt.data.instructions import caption_conversation, draw_conversation
+from vargpt.data.instructions import Style, caption_conversation, draw_conversation
 from vargpt.data.sources import tar_index
 from vargpt.data.sources.index_file import Index, load_or_build, read_ranges
 from vargpt.data.sources.parsing import Resolve, our_conversation
@@ -40,16 +40,24 @@ class TarSource:
         problem_count: all of them.
     """
 
-    def __init__(self, name: str, paths: Sequence[Path], progress: Callable[[Path], None] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[Path],
+        style: Style = "short",
+        progress: Callable[[Path], None] | None = None,
+    ) -> None:
         """Open the shards, indexing those that are new or have changed.
 
         Args:
+            style: the family of wordings.
             progress: called with each shard before it is opened.
 
         Raises:
             ValueError: if a shard cannot be read.
         """
         self.name, self._paths = name, list(paths)
+        self._style: Style = style
         self._index = lru_cache(maxsize=_OPEN_INDEXES)(self._load)
         self._lengths, self.problems, self.problem_count = [], [], 0
         for path in self._paths:
@@ -83,8 +91,8 @@ class TarSource:
         except BrokenRecord as error:
             raise BrokenSample(self.name, key, str(error)) from error
         if task == "draw":
-            return Sample(key, draw_conversation(caption, image, chance, variety))
-        return Sample(key, caption_conversation(image, caption, chance, variety))
+            return Sample(key, draw_conversation(caption, image, chance, variety, self._style))
+        return Sample(key, caption_conversation(image, caption, chance, variety, self._style))
 
     def _load(self, shard: int) -> Index:
         return load_or_build(self._paths[shard], tar_index.VERSION, tar_index.build)
