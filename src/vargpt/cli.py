@@ -184,16 +184,20 @@ def train(
         str | None, typer.Option("--time-limit", help="Save and stop after this long: 90s, 45m, 8h or 1:30:00.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan: work, memory, time. No data.")] = False,
-    gpus: Annotated[int, typer.Option("--gpus", help="Of the plan.", min=1)] = 1,
-    gpu_memory: Annotated[float, typer.Option("--gpu-memory", help="Of the plan, in GB each.")] = 80.0,
-    utilisation: Annotated[float, typer.Option("--utilisation", help="Of the plan: share of the peak.")] = 0.3,
+    gpus: Annotated[int | None, typer.Option("--gpus", help="Of the plan. [default: 1]", min=1)] = None,
+    gpu_memory: Annotated[float | None, typer.Option("--gpu-memory", help="Of the plan, GB. [default: 80]")] = None,
+    utilisation: Annotated[
+        float | None, typer.Option("--utilisation", help="Of the plan: share of the GPUs' peak. [default: 0.3]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON.")] = False,
 ) -> None:
     """Train from scratch, or go on where the same command was stopped. Stopped and saved: exit status 3."""
     from vargpt.commands import training
 
     if dry_run:
-        raise typer.Exit(training.dry_run(recipe, overrides or [], gpus, gpu_memory, utilisation, as_json))
+        raise typer.Exit(training.dry_run(recipe, overrides or [], stages, gpus, gpu_memory, utilisation, as_json))
+    if as_json or any(value is not None for value in (gpus, gpu_memory, utilisation)):
+        raise ValueError("--gpus, --gpu-memory, --utilisation and --json belong to --dry-run")
     output = out if out is not None else Path("runs") / recipe.stem
     raise typer.Exit(training.train(recipe, data, output, overrides or [], stages, time_limit))
 

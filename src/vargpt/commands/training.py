@@ -21,9 +21,7 @@ def train(
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output}: is a file, expected a folder for checkpoints")
     seconds = None if time_limit is None else parse_duration(time_limit)
-    names = [] if stages is None else [name.strip() for name in stages.split(",") if name.strip()]
-    if stages is not None and not names:
-        raise ValueError("--stages is empty: name stages of the recipe, as in --stages tokenizer,sft")
+    names = _stage_names(stages)
     from vargpt.training.run import train as run
     from vargpt.training.trainer import TimeLimitReached
 
@@ -35,16 +33,38 @@ def train(
     return 0
 
 
-def dry_run(recipe: Path, overrides: list[str], gpus: int, gpu_memory: float, utilisation: float, as_json: bool) -> int:
-    """Print the plan of a recipe: stages, trained parameters, operations, memory, time. Return the exit status."""
+def dry_run(
+    recipe: Path,
+    overrides: list[str],
+    stages: str | None,
+    gpus: int | None,
+    gpu_memory: float | None,
+    utilisation: float | None,
+    as_json: bool,
+) -> int:
+    """Print the plan of a recipe, or of some of its stages: work, trained parameters, memory, time.
+
+    One GPU of 80 GB at 30% of its peak where nothing else is said. Return the exit status.
+    """
     from vargpt.training.plan import Devices, make_plan
     from vargpt.training.plan_text import render
     from vargpt.training.recipe import load_recipe
 
-    devices = Devices(gpus, gpu_memory * 1e9, utilisation=utilisation)
-    plan = make_plan(load_recipe(recipe, overrides), devices)
+    devices = Devices(
+        1 if gpus is None else gpus,
+        80e9 if gpu_memory is None else gpu_memory * 1e9,
+        utilisation=0.3 if utilisation is None else utilisation,
+    )
+    plan = make_plan(load_recipe(recipe, overrides), devices, _stage_names(stages))
     print(json.dumps(plan.to_dict(), indent=1) if as_json else render(plan))
     return 0
+
+
+def _stage_names(stages: str | None) -> list[str]:
+    names = [] if stages is None else [name.strip() for name in stages.split(",") if name.strip()]
+    if stages is not None and not names:
+        raise ValueError("--stages is empty: name stages of the recipe, as in --stages tokenizer,sft")
+    return names
 
 
 def parse_duration(text: str) -> float:

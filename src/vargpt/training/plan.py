@@ -130,20 +130,24 @@ class Plan:
         return {**values, "gpu_hours": self.gpu_hours}
 
 
-def make_plan(recipe: Recipe, devices: Devices | None = None) -> Plan:
-    """Plan all stages of a recipe on the given devices.
+def make_plan(recipe: Recipe, devices: Devices | None = None, only: Sequence[str] = ()) -> Plan:
+    """Plan all stages of a recipe, or those named in `only`, on the given devices.
 
     Raises:
-        ValueError: for sizes that make no model, or adapters that fit no layer.
+        ValueError: for sizes that make no model, adapters that fit no layer, or an unknown stage.
     """
     devices = devices or Devices()
+    names = [stage.name for stage in recipe.stages]
+    unknown = [name for name in only if name not in names]
+    if unknown:
+        raise ValueError(f"no stage {unknown[0]!r} in this recipe; it has {', '.join(names)}")
     config = planned_config(recipe)
     with torch.device("meta"):
         model = VargptForConditionalGeneration(config)
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     parameters["start_embedding"] = model.start_embedding.numel()
     planner = _Planner(recipe, devices, model)
-    stages = [planner.stage(stage) for stage in recipe.stages]
+    stages = [planner.stage(stage) for stage in recipe.stages if not only or stage.name in only]
     return Plan(recipe.name, devices, parameters, _published(config), stages, _assumptions(recipe, devices, config))
 
 

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from vargpt.training.plan import Plan, StagePlan
 
 WIDTH = 100
-_MEMORY = (
-    "weights", "gradients", "optimizer", "averages", "reference", "gathered", "activations", "logits", "cache",
-)  # fmt: skip
+_MEMORY = ("weights", "gradients", "optimizer", "averages", "reference", "gathered", "activations", "cache")
 _FLOPS = ("forward", "backward", "recompute", "reference", "encode", "decode", "sampling")
 
 
@@ -62,11 +60,11 @@ def _trained(stage: StagePlan) -> str:
 def _operations(plan: Plan) -> str:
     kinds = [kind for kind in _FLOPS if any(kind in stage.flops for stage in plan.stages)]
     rows = [
-        [stage.name, *(number(stage.flops.get(kind, 0.0) / stage.samples / 1e12) for kind in kinds),
-         number(stage.total_flops / stage.samples / 1e12)]
+        [stage.name, *(count(stage.flops.get(kind, 0.0) / stage.samples) for kind in kinds),
+         count(stage.total_flops / stage.samples)]
         for stage in plan.stages
     ]  # fmt: skip
-    return "TFLOP per sample\n" + table(["stage", *kinds, "all"], rows)
+    return "FLOP per sample\n" + table(["stage", *kinds, "all"], rows)
 
 
 def _memory(plan: Plan) -> str:
@@ -74,8 +72,9 @@ def _memory(plan: Plan) -> str:
     rows = []
     for stage in plan.stages:
         fits = "" if stage.total_memory <= plan.devices.memory else " !"
+        memory = {**stage.memory, "activations": stage.memory["activations"] + stage.memory.get("logits", 0.0)}
         rows.append(
-            [stage.name, *(number(stage.memory.get(kind, 0.0) / 1e9) for kind in kinds),
+            [stage.name, *(number(memory.get(kind, 0.0) / 1e9) for kind in kinds),
              number(stage.total_memory / 1e9) + fits, str(stage.micro_batch), f"{stage.most:,}"]
         )  # fmt: skip
     short = {"activations": "activ.", "gradients": "grad.", "optimizer": "optim.", "reference": "refer.",
