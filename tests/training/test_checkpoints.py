@@ -23,7 +23,12 @@ from vargpt.training.output_lock import locked
 from vargpt.training.settings import LoopSettings
 from vargpt.training.training_state import TrainingState
 
-STATE = {"weight": torch.tensor([0.1, 0.7]), "count": torch.tensor([3.0], dtype=torch.float64)}
+STATE = {
+    "weight": torch.tensor([0.1, 0.7]),
+    "matrix": torch.arange(20_000.0).view(2, 100, 100),
+    "count": torch.tensor([3.0], dtype=torch.float64),
+    "column": torch.tensor([[1.5], [2.5]]),
+}
 
 
 def save(directory: Path, *steps: int) -> None:
@@ -50,9 +55,16 @@ def test_what_was_saved_comes_back(tmp_path: Path):
     found = find_latest(tmp_path)
     assert found is not None and (found.step, found.facts) == (3, {"finished": False})
     into = {name: torch.zeros_like(value) for name, value in STATE.items()}
-    distributed.read_state(found.path, into)
+    found.read(into)
     assert all(torch.equal(into[name], value) for name, value in STATE.items())
-    assert distributed.state_shapes(found.path) == {"weight": (2,), "count": (1,)}
+    assert found.shapes() == {"weight": (2,), "matrix": (2, 100, 100), "count": (1,), "column": (2, 1)}
+
+
+def test_small_tensors_are_written_together(tmp_path: Path):
+    """A tiny model's checkpoint once took 0.1 s and more, for every tensor alone."""
+    save(tmp_path, 3)
+    shapes = distributed.state_shapes(tmp_path / "step-00000003")
+    assert shapes == {"matrix": (2, 100, 100), "small torch.float32": (4,), "small torch.float64": (1,)}
 
 
 def test_the_last_two_are_kept_and_of_a_finished_stage_one(tmp_path: Path):
@@ -273,7 +285,7 @@ def test_a_finished_stage_holds_its_parameters_alone(tmp_path: Path):
     base.save(tmp_path, finished=True)
     found = find_latest(tmp_path)
     assert found is not None
-    assert set(distributed.state_shapes(found.path)) == {f"parameters.{n}" for n, _ in base.module.named_parameters()}
+    assert set(found.shapes()) == {f"parameters.{n}" for n, _ in base.module.named_parameters()}
     other.load(tmp_path)
     for one, two in zip(base.module.parameters(), other.module.parameters(), strict=True):
         assert torch.equal(one, two)

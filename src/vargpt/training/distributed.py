@@ -226,13 +226,26 @@ def shard_like(
             target.copy_(sources[name])
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor that may be sharded, on every rank."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def fill(tensor: Tensor, value: Tensor) -> None:
+    """Copy a whole value, the same on every rank, into a tensor that may be sharded."""
+    value = value.to(tensor.device, tensor.dtype)
+    if isinstance(tensor, DTensor):
+        value = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
+    tensor.copy_(value)
+
+
 def full_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the whole state on the CPU: on rank 0, and an empty one on the others. All ranks must call it."""
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        value = whole(tensor)
         if is_main():
-            state[name] = whole.detach().to("cpu", copy=True)
+            state[name] = value.detach().to("cpu", copy=True)
     return state
 
 
@@ -252,10 +265,7 @@ def load_full_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 raise ValueError(
                     f"{name} is {tuple(state[name].shape)} in the state, {tuple(tensor.shape)} in the model"
                 )
-            value = state[name].to(tensor.device, tensor.dtype)
-            if isinstance(tensor, DTensor):
-                value = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
-            tensor.copy_(value)
+            fill(tensor, state[name])
 
 
 def write_state(directory: Path, state: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vargpt.training import distributed
 from vargpt.training.checkpoints import Checkpoint
 
 Named = dict[str, nn.Parameter]
@@ -76,7 +75,7 @@ class TrainingState:
                 f"{path} holds a checkpoint of {checkpoint.facts}, the recipe says {self.facts(finished)}; "
                 f"use another output folder"
             )
-        shapes = distributed.state_shapes(path)
+        shapes = checkpoint.shapes()
         self._require_same_parameters(path, shapes)
         target = self.collect(finished=True)
         moments: list[dict[str, Tensor]] = []
@@ -85,7 +84,7 @@ class TrainingState:
             for tensors in moments:
                 target |= tensors
             target |= self._average_tensors()
-        distributed.read_state(path, target)
+        checkpoint.read(target)
         for index, tensors in enumerate(moments):
             self._fill(index, self._optimizers[index], tensors)
 
