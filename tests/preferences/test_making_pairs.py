@@ -77,7 +77,7 @@ def test_best_and_worst_of_each_prompt_are_paired(whole: Path, pipeline: VargptP
     for number, (pair, outcome) in enumerate(zip(folder, outcomes, strict=True)):
         seeds = [picture_seed(4, number, sample) for sample in range(3)]
         assert outcome["seeds"] == seeds
-        assert pair.chosen.score == max(outcome["scores"]) > pair.rejected.score == min(outcome["scores"])  # type: ignore[operator]
+        assert pair.chosen.score == max(outcome["scores"]) > pair.rejected.score == min(outcome["scores"])
         assert pair.chosen.seed == seeds[outcome["chosen"]]
         assert pair.rejected.seed == seeds[outcome["rejected"]]
         assert redness(pair.prompt, [pair.chosen.image()], Context()) == [pair.chosen.score]
@@ -165,7 +165,7 @@ def test_other_settings_in_the_same_folder_are_refused(whole: Path, pipeline: Va
         ({"scorer_name": "other"}, "another scorer"),
     ):
         with pytest.raises(ValueError, match=message):
-            make(pipeline, whole, **change)  # type: ignore[arg-type]
+            make(pipeline, whole, **change)
     weight = pipeline.model.lm_head.weight
     with torch.no_grad():
         weight[0, 0] += 1

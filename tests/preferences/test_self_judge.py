@@ -52,9 +52,9 @@ def test_answers_have_their_own_log_probability(pipeline: VargptPipeline, pictur
         for got, expected in zip(answer_logps(pipeline, conversations, batch_size), together, strict=True):
             assert got == pytest.approx(expected, abs=1e-4)
     for image, (question, answer), (total, tokens) in zip(pictures, rows, together, strict=True):
-        expected = plain_logps(pipeline, image, question, answer)
-        assert tokens == len(expected) >= 2
-        assert total == pytest.approx(float(expected.sum()), abs=1e-4)
+        plain = plain_logps(pipeline, image, question, answer)
+        assert tokens == len(plain) >= 2
+        assert total == pytest.approx(float(plain.sum()), abs=1e-4)
 
 
 def test_scores_are_the_mean_over_questions(pipeline: VargptPipeline, pictures: list[Image.Image]) -> None:

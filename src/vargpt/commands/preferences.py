@@ -126,6 +126,7 @@ class _Wanted:
         if options.prompts is not None and options.task is not None:
             raise ValueError("--task goes with --data; in a prompts file a line with an image is an edit")
         self.limit, self.task = options.limit, options.task or "draw"
+        self.name = (options.prompts or options.data or Path()).name
         self.file = None if options.prompts is None else read_prompts(options.prompts)
         found = find_model(options.model)
         self.folder = None if options.data is None else read_folder(options.data, trained_split(found))
@@ -137,11 +138,11 @@ class _Wanted:
         config, habits = pipeline.model.config, pipeline.habits
         if self.file is not None:
             prompts = self.file.prompts(config, habits, self.limit)
-            return prompts, {"prompts_file": self.file.path.name, "prompts_sha256": self.file.sha256}
+            return prompts, {"prompts_file": self.name, "prompts_sha256": self.file.sha256}
         assert self.folder is not None
         task: PromptTask = "edit" if self.task == "edit" else "draw"
         prompts = folder_prompts(self.folder, task, config, habits, self.limit)
-        return prompts, {"data": self.folder.root.name, "data_sha256": folder_sha256(self.folder), "task": task}
+        return prompts, {"data": self.name, "data_sha256": folder_sha256(self.folder), "task": task}
 
 
 def _outcome(path: Path) -> str:

@@ -183,17 +183,18 @@ def read_prompts(path: Path) -> PromptFile:
     if not path.is_file():
         raise ValueError(f"{path}: no such file of prompts")
     data = path.read_bytes()
+    try:
+        lines = data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text; expected one prompt per line") from error
     if path.suffix.lower() in (".jsonl", ".json"):
         records = read_jsonl(path, PromptRecord)
     else:
-        try:
-            lines = data.decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 text; expected one prompt per line") from error
         records = [PromptRecord(prompt=line) for line in lines if line.strip()]
     if not records:
         raise ValueError(f"{path}: holds no prompt; expected one per line")
-    keys = tuple(record.key or f"{path.name}:{number}" for number, record in enumerate(records, 1))
+    numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
+    keys = tuple(record.key or f"{path.name}:{number}" for number, record in zip(numbers, records, strict=True))
     seen: set[str] = set()
     for key, record in zip(keys, records, strict=True):
         if key in seen:
