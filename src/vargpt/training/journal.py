@@ -95,7 +95,7 @@ def plot_curves(directory: Path) -> Path | None:
                 linewidth=1, marker="." if len(points) < 3 else None, color=colour, label=label,
             )  # fmt: skip
         if len(lines) > 1:
-            axis.legend(fontsize=5, ncols=2, handlelength=1, columnspacing=0.8)
+            axis.legend(fontsize=6, ncols=2, handlelength=1, columnspacing=0.8)
         axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3)
     for axis in list(axes.flat)[len(plots) :]:
