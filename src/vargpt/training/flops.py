@@ -10,6 +10,7 @@ gradient of inputs costs the same again, only where something trained lies befor
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vargpt.image_tokenizer import ImageTokenizer
+from vargpt.inputs import ModelInputs
+from vargpt.losses import IGNORED
 from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.scales import ScaleSchedule
 
@@ -100,12 +103,8 @@ class WorkCounter:
                 part.weights += weights + adapter.weights
                 part.trained += trained + adapter.trained
                 part.last += weights if _LAST.fullmatch(name) else 0
-        self._trained = {
-            prefix: any(p.requires_grad for name, p in model.named_parameters() if name.startswith(prefix))
-            for prefix in ("backbone.visual.blocks", "backbone.visual.patch_embed", "backbone.visual.merger",
-                           "backbone.language_model.embed_tokens", "backbone.language_model.layers", "in_projector",
-                           "out_projector", "decoder", "decoder.word_embed", "decoder.start", "start_embedding")
-        }  # fmt: skip
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._trained = {prefix: any(name.startswith(prefix) for name in names) for prefix in _TRAINABLE_PARTS}
         for prefix, part_name in (("backbone.language_model.layers", "language"), ("decoder", "decoder blocks")):
             self._trained[prefix] |= self._parts[part_name].trained > 0
         self._trained["decoder"] |= self._parts["decoder kv"].trained > 0
@@ -149,6 +148,25 @@ class WorkCounter:
             work += self._drawing(row, row.schedule, passes, recompute)
         return work
 
+    def batch(self, inputs: ModelInputs, recompute: bool = False) -> Flops:
+        """Return the work of a collated batch, padding included; each row is taken to draw at most one image."""
+        rows, columns = inputs.input_ids_BT.shape
+        targets = inputs.text_targets_BT
+        words = 0 if targets is None else int((targets[:, 1:] != IGNORED).sum())
+        reading = RowShape(columns, words / rows)
+        work = Flops()
+        drawn = min(rows, inputs.num_generated_images)
+        if drawn and inputs.schedule is not None and inputs.image_start_I is not None:
+            slots = inputs.schedule.padded_length(self._model.config.behaviour.image_slot_multiple)
+            context = float(inputs.image_start_I.max())
+            drawing = dataclasses.replace(reading, schedule=inputs.schedule, slots=slots, context=context)
+            work += self.row(drawing, recompute).times(drawn)
+        work += self.row(reading, recompute).times(rows - drawn)
+        if inputs.image_grid_thw is not None:
+            patches = tuple(float(count) for count in inputs.image_grid_thw.prod(-1))
+            work += self.row(RowShape(0, read_patches=patches), recompute)
+        return work
+
     def _drawing(self, row: RowShape, schedule: ScaleSchedule, passes: dict[str, bool], recompute: bool) -> Flops:
         """The work of an image to draw: slots, projectors, decoder."""
         decoder, tokens = self._model.config.decoder, schedule.num_tokens
@@ -187,6 +205,13 @@ def _part_of(name: str) -> str:
             return part
     raise ValueError(f"{name}: no rule says which tokens go through this layer")
 
+
+_TRAINABLE_PARTS = (
+    "backbone.visual.blocks", "backbone.visual.patch_embed", "backbone.visual.merger",
+    "backbone.language_model.embed_tokens", "backbone.language_model.layers", "in_projector", "out_projector",
+    "decoder", "decoder.word_embed", "decoder.start", "start_embedding",
+)  # fmt: skip
+"""Where it matters to the backward whether something is trained."""
 
 _PREFIXES = {
     "backbone.visual.patch_embed": "vision embed",

@@ -12,6 +12,8 @@ Legend: `P` pairs · `K` scales · `L d` image tokens, bits.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from vargpt.losses import LogpReduction
 from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
 from vargpt.training import distributed
+from vargpt.training.flops import WorkCounter
 from vargpt.training.preference_batches import (
     PairMaker,
     PairOrder,
@@ -128,11 +131,20 @@ class PreferenceTask:
         return [make_micro_batch(group, self._processor, tokenizer, fill=several) for group in groups]
 
     def counts(self, batch: Sequence[PreferenceMicroBatch]) -> dict[str, float]:
-        """Denominator: pairs; `tokens` for the record."""
+        """Denominator: pairs; `tokens` and `flops` (of the policy and of a reference that is run) for the record."""
+        recompute = self._stage.loop.activation_checkpointing
+        work = [self._work.batch(replace(micro.inputs, text_targets_BT=None), recompute) for micro in batch]
+        forwards = 0.0 if isinstance(self._reference, PrecomputedReference) else sum(part.forward for part in work)
         return {
             "pairs": float(sum(micro.num_pairs for micro in batch)),
             "tokens": float(sum(micro.num_tokens for micro in batch)),
+            "flops": sum(part.total for part in work) + forwards,
         }
+
+    @cached_property
+    def _work(self) -> WorkCounter:
+        """Made at the first step, when it is settled what the stage trains."""
+        return WorkCounter(self.module)
 
     def loss(self, micro: PreferenceMicroBatch, counts: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """This micro-batch's share of the loss and of the metrics.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from vargpt.processing.processor import VargptProcessor
 from vargpt.scales import ScaleSchedule
 from vargpt.training import distributed
 from vargpt.training.examples import ExampleMaker, SampleStream
+from vargpt.training.flops import WorkCounter
 from vargpt.training.image_cache import ImageCache
 from vargpt.training.micro_batches import Example, MicroBatch, group_examples, make_micro_batch
 from vargpt.training.schema import SftStage
@@ -107,12 +109,19 @@ class SftTask:
         return [make_micro_batch(group, self._processor, tokenizer, fill=several) for group in groups]
 
     def counts(self, batch: Sequence[MicroBatch]) -> dict[str, float]:
-        """Denominators: text targets and drawn images; `tokens` and `samples` for the record."""
+        """Denominators: text targets and drawn images; `tokens` and `flops` for the record."""
+        recompute = self._stage.loop.activation_checkpointing
         return {
             "targets": float(sum(micro.num_targets for micro in batch)),
             "images": float(sum(micro.num_images for micro in batch)),
             "tokens": float(sum(micro.num_tokens for micro in batch)),
+            "flops": sum(self._work.batch(micro.inputs, recompute).total for micro in batch),
         }
+
+    @cached_property
+    def _work(self) -> WorkCounter:
+        """Made at the first step, when it is settled what the stage trains."""
+        return WorkCounter(self.module)
 
     def loss(self, micro: MicroBatch, counts: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """This micro-batch's share of text loss plus weighted image loss (spec 6.6), with both by name and scale."""
