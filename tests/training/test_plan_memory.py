@@ -127,7 +127,8 @@ def test_a_layer_of_the_language_model_keeps_what_is_planned(trained: bool):
         lambda: layer(values, attention_mask=mask, position_embeddings=rope(values, positions)), layer
     )  # fmt: skip
     width, hidden = LANGUAGE_BYTES[trained]
-    assert found == pytest.approx(150 * (width * 320 + hidden * 160 + 2 * 150), rel=0.08)
+    rotary = 2 * 4 * 80 * 150  # one table for all layers
+    assert found - rotary == pytest.approx(150 * (width * 320 + hidden * 160 + 2 * 150), rel=0.03)
 
 
 @pytest.mark.parametrize("trained", [True, False])

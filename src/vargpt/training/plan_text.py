@@ -83,8 +83,8 @@ def _memory(plan: Plan) -> str:
     note = "micro: samples at once, as in the recipe (per GPU at most batch / GPUs); most: how many would fit."
     over = [stage.name for stage in plan.stages if stage.total_memory > plan.devices.memory]
     if over:
-        note += f" ! does not fit into {plan.devices.memory / 1e9:.0f} GB."
-    return "Memory\n" + table(head, rows) + "\n" + _wrapped(note, "")
+        note += f"\n! does not fit into {plan.devices.memory / 1e9:.0f} GB."
+    return "Memory\n" + table(head, rows) + "\n" + note
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
