@@ -19,6 +19,7 @@ from vargpt.processing.processor import VargptProcessor
 from vargpt.scales import ScaleSchedule
 from vargpt.training import adapters, preference_batches
 from vargpt.training.preference_batches import PreferenceMicroBatch, is_held_out
+from vargpt.training.preference_logps import scale_logps
 from vargpt.training.preference_stage import PreferenceTask
 from vargpt.training.reference import CopyReference, make_reference
 from vargpt.training.schema import DpoStage, LoraSection
@@ -154,6 +155,17 @@ def test_every_reduction_by_hand(policy, processor, reduction, divisor) -> None:
     assert step_of(task)[0].item() == pytest.approx(sigmoid_loss(margin, 0.1), rel=1e-5)
 
 
+def test_log_probabilities_are_added_in_float64() -> None:
+    """The last scale has 65,536 equal terms: the sum is exact, where float32 is off in its seventh digit."""
+    schedule = ScaleSchedule.from_template(1.0, 10)
+    logits = torch.tensor([0.3, 0.0]).expand(1, schedule.num_tokens, 64, 2)
+    labels = torch.zeros(1, schedule.num_tokens, 64, dtype=torch.uint8)
+    terms = -losses.bit_losses(logits, labels)[0]
+    sums = scale_logps(logits, labels, schedule)
+    assert sums.dtype == torch.float64 and sums.shape == (1, 10)
+    assert sums[0].tolist() == [math.fsum(terms[schedule.slice(k)].flatten().tolist()) for k in range(10)]
+
+
 def test_the_sft_term_is_the_image_loss_of_the_chosen_side(policy, processor) -> None:
     plain, weighted = (
         task_of(policy, processor, GivenReference(-12.0, -6.0), sft_weight=weight) for weight in (0.0, 0.25)
@@ -231,6 +243,23 @@ def test_the_first_loss_is_ln_2_exactly(processor, tmp_path, reference, precisio
         assert loss.item() == metrics["dpo_loss"] == LN2 == math.log(2)
         assert metrics["rewards/chosen"] == metrics["rewards/rejected"] == metrics["rewards/margins"] == 0.0
         assert loss.requires_grad
+
+
+def test_an_adapter_reference_stays_where_the_stage_began(processor) -> None:
+    """The adapter moves, the base does not: the reference's numbers are those of the start, bitwise."""
+    model = with_adapter(processor)
+    task = task_of(model, processor, reference="adapters", lora={"rank": 2}, trainable="none")
+    (micro,) = task.batch(0)
+    before, first = task._reference.scale_logps(micro), step_of(task)[0].item()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    loss, _ = step_of(task)
+    assert first == LN2 != loss.item()
+    assert torch.equal(task._reference.scale_logps(micro), before)
+    loss.backward()
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
 
 
 def test_the_first_loss_is_ln_2_with_the_other_attention_kernel(processor) -> None:

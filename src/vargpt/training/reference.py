@@ -48,8 +48,9 @@ class Reference(Protocol):
 def run_pairs(model: VargptForConditionalGeneration, inputs: ModelInputs, rows: int) -> tuple[Tensor, VargptOutput]:
     """Forward a micro-batch; return log-probabilities per scale, float64 [rows, K], and all of the output.
 
-    Policy and reference both go through here, with the noise of modules off (`switch_noise_off`).
+    Policy and reference both go through here. Stochastic depth and dropout of the model are off from then on.
     """
+    switch_noise_off(model)
     with short_sequence_attention(inputs, model.device):
         output = model(inputs, text_logits="none")
     assert output.bit_logits_ILd2 is not None
@@ -149,7 +150,6 @@ class PrecomputedReference:
         Raises:
             RuntimeError: if the numbers that are there were made with another model or other pairs.
         """
-        switch_noise_off(model)
         first = self._run(model, batch(0))
         for start in range(0, self._steps, self._piece):
             if not self._is_there(self._path(start)):
