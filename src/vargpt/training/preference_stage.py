@@ -36,7 +36,7 @@ from vargpt.training.preference_batches import (
 )
 from vargpt.training.preference_logps import nats_per_bit, scale_weights
 from vargpt.training.preference_watch import PreferenceWatch
-from vargpt.training.reference import PrecomputedReference, Reference, run_pairs, switch_noise_off
+from vargpt.training.reference import PrecomputedReference, Reference, run_pairs
 from vargpt.training.schema import DpoStage
 from vargpt.training.sft_stage import keep_in_graph
 
@@ -151,7 +151,6 @@ class PreferenceTask:
 
         The loss is float64, as are the log-probabilities it is made of.
         """
-        switch_noise_off(self.module)
         reference_RK = self._reference.scale_logps(micro)
         inputs = micro.inputs.to(self.module.device)
         policy_RK, output = run_pairs(self.module, inputs, 2 * micro.num_pairs)
