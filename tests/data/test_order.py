@@ -92,6 +92,10 @@ def test_ratios_of_small_integers_are_exact(weights: list[float], counts: list[i
     }
 
 
+def test_other_ratios_fill_a_long_cycle_by_largest_remainder():
+    assert Mixture([3.14159, 1, 2.71828]).counts == [30013, 9554, 25969]  # 30013.2, 9553.5 and 25969.3 of 65536
+
+
 def test_a_mixture_is_frozen_and_smooth():
     assert [Mixture([3, 1, 2]).at(position) for position in range(8)] == [
         (0, 0), (2, 0), (0, 1), (1, 0), (2, 1), (0, 2), (0, 3), (2, 2),

@@ -247,6 +247,11 @@ def test_skipping_decodes_and_wording_restarts(folder: Path):
     assert isinstance(replaced.conversation.drawings[0].image, Image.Image)
 
 
+def test_after_the_last_record_comes_the_first(folder: Path):
+    source = opened(folder, "conversations", lines(TALK, TALK, our_image("missing.png")), "data.jsonl", on_error="skip")
+    assert source.sample("chat", 2, random.Random(0), 0.0).key == "data.jsonl:1"
+
+
 def test_when_nothing_can_be_used_it_stops(folder: Path):
     source = opened(folder, "conversations", lines(*[our_image("missing.png")] * 3), on_error="skip")
     with pytest.raises(
@@ -347,6 +352,18 @@ def test_any_objects_come_back_whatever_the_window(
             assert read_all(path) == objects
     finally:
         records._CHUNK = old
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8, 13])
+def test_elements_that_are_no_objects_are_broken_records(folder: Path, chunk: int, monkeypatch: pytest.MonkeyPatch):
+    """Wherever the window ends: a number could go on behind it."""
+    monkeypatch.setattr(records, "_CHUNK", chunk)
+    path = folder / "data.json"
+    path.write_text('[1234567, -1.5e3, true, null, "words", {"a": 1}, 89]')
+    file = RecordFile(path)
+    assert (file.problem, len(file), file.read(5)) == (None, 7, {"a": 1})
+    with pytest.raises(BrokenRecord, match="expected a JSON object, got int"):
+        file.read(0)
 
 
 def test_bytes_that_are_no_text_spoil_only_their_own_record(folder: Path):

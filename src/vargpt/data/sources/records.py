@@ -21,6 +21,9 @@ MAX_RECORD_BYTES = 64 * 1024 * 1024
 _CHUNK = 4 * 1024 * 1024
 _BOM = codecs.BOM_UTF8
 _SPACE = " \t\r\n"
+_NUMBER = "0123456789.eE+-"
+_LONGEST_NUMBER = 5000
+"""A number may go on in the next chunk, where one of these characters, or nothing yet, comes next."""
 
 
 class BrokenRecord(ValueError):
@@ -233,7 +236,13 @@ class _Window:
         while True:
             try:
                 _, end = self._json.raw_decode(self._text, self._at)
-                if end < len(self._text) or self._done or self._text[end - 1] in '}]"':
+                rest = self._text[end : end + _LONGEST_NUMBER]
+                if (
+                    self._text[end - 1] in '}]"'
+                    or self._done
+                    or rest[:1].strip(_NUMBER)
+                    or len(rest) == _LONGEST_NUMBER
+                ):
                     break
             except (ValueError, RecursionError) as error:
                 if len(self._text) - self._at > MAX_RECORD_BYTES:
