@@ -159,10 +159,9 @@ class PreferenceTask:
         if not micro.num_pairs:
             return policy_RK.sum() + zero, {}
         total, metrics = self._preference_share(policy_RK, reference_RK.to(policy_RK.device), inputs, counts["pairs"])
-        logits_RLd2 = output.bit_logits_ILd2[: 2 * micro.num_pairs]
-        metrics |= self._accuracies(logits_RLd2.detach(), inputs, counts["pairs"])
+        metrics |= self._accuracies(output.bit_logits_ILd2, inputs, counts["pairs"])
         if self._stage.sft_weight:
-            supervised = self._supervised_share(logits_RLd2, inputs, counts["pairs"])
+            supervised = self._supervised_share(output.bit_logits_ILd2, inputs, counts["pairs"])
             metrics["sft_loss"] = supervised.detach()
             total = total + self._stage.sft_weight * supervised
         return total + zero, metrics
@@ -200,7 +199,7 @@ class PreferenceTask:
     def _accuracies(self, logits_RLd2: Tensor, inputs: ModelInputs, all_pairs: float) -> dict[str, Tensor]:
         """Shares of the bits of either side that the policy holds for likelier."""
         assert inputs.labels_ILd is not None
-        right_RLd = (logits_RLd2[..., 1] > logits_RLd2[..., 0]) == inputs.labels_ILd[: len(logits_RLd2)].bool()
+        right_RLd = (logits_RLd2[..., 1] > logits_RLd2[..., 0]) == inputs.labels_ILd.bool()
         chosen, rejected = right_RLd.double().mean(dim=(1, 2)).chunk(2)
         return {
             "bit_accuracy/chosen": chosen.sum() / all_pairs,
