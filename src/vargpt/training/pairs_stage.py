@@ -31,6 +31,13 @@ def sampling_of(section: SamplingSection) -> Sampling:
     return Sampling(guidance_scale=section.guidance_scale, temperature=section.temperature, top_p=section.top_p)
 
 
+def half_precision(model: VargptForConditionalGeneration) -> torch.autocast:
+    """Bfloat16 products on a GPU, and where weights are of two types (`frozen_dtype`); no casts are kept."""
+    mixed = len({parameter.dtype for parameter in model.parameters()}) > 1
+    device = model.device.type
+    return torch.autocast(device, torch.bfloat16, enabled=mixed or device == "cuda", cache_enabled=False)
+
+
 class StreamPrompts:
     """The first samples of a stage's data as prompts; a key is the number and the sample's own key."""
 
@@ -74,7 +81,7 @@ def run_pairs_stage(
         batch_size=stage.batch_size,
         share=(distributed.rank(), distributed.world_size()),
     )
-    with torch.no_grad():
+    with torch.no_grad(), half_precision(model):
         made = make_pairs(
             ModelPainter(pipeline, sampling_of(stage.sampling), schedule),
             None if stage.scorer is None else load_scorer(stage.scorer),

@@ -51,7 +51,7 @@ def run_pairs(model: VargptForConditionalGeneration, inputs: ModelInputs, rows: 
     Policy and reference both go through here. Stochastic depth and dropout of the model are off from then on.
     """
     switch_noise_off(model)
-    with short_sequence_attention(inputs, model.device):
+    with short_sequence_attention(inputs, model):
         output = model(inputs, text_logits="none")
     assert output.bit_logits_ILd2 is not None
     assert inputs.labels_ILd is not None

@@ -10,8 +10,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vargpt import losses
@@ -33,9 +32,15 @@ _SHORT = 128
 """Columns up to which the plain SDPA backend is faster on a CPU (its backward is 3 times faster below 100)."""
 
 
-def short_sequence_attention(inputs: ModelInputs, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """The plain SDPA backend for short rows on a CPU; elsewhere PyTorch's own choice."""
-    if device.type != "cpu" or inputs.input_ids_BT.shape[1] > _SHORT:
+def short_sequence_attention(inputs: ModelInputs, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """The plain SDPA backend for short rows on a CPU; elsewhere PyTorch's own choice.
+
+    Not where blocks recompute their activations: the backward runs outside of this context, and must do what the
+    forward did.
+    """
+    if inputs.input_ids_BT.device.type != "cpu" or inputs.input_ids_BT.shape[1] > _SHORT:
+        return contextlib.nullcontext()
+    if any(block.gradient_checkpointing for block in distributed.transformer_blocks(model)):
         return contextlib.nullcontext()
     return sdpa_kernel(SDPBackend.MATH)
 
@@ -126,7 +131,7 @@ class SftTask:
     def loss(self, micro: MicroBatch, counts: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """This micro-batch's share of text loss plus weighted image loss (spec 6.6), with both by name and scale."""
         inputs = micro.inputs.to(self.module.device)
-        with short_sequence_attention(inputs, self.module.device):
+        with short_sequence_attention(inputs, self.module):
             output = self.module(inputs, text_logits="targets")
         assert output.targets_S is not None
         assert output.target_logits_SV is not None
