@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import Qwen2VLConfig
 
 from vargpt.configuration import Behaviour, DecoderConfig, ImageTokenizerConfig, VargptConfig
@@ -15,11 +17,15 @@ from vargpt.model import VargptForConditionalGeneration
 from vargpt.processing.conversation import Conversation, ImagePart, user
 from vargpt.processing.processor import VargptProcessor
 from vargpt.scales import ScaleSchedule
+from vargpt.training.preference_batches import PreferenceMicroBatch
+from vargpt.training.preference_stage import PreferenceTask
+from vargpt.training.reference import make_reference
 from vargpt.training.schema import DpoStage
 from vargpt.training.trainable import set_trainable
 
 SCHEDULE = ScaleSchedule.from_template(1.0, 3, stride=2)
 BITS = 6
+LN2 = 0.6931471805599453
 LOOP = {"steps": 4, "batch_size": 4, "learning_rate": 0.01, "precision": "fp32", "log_every": 1, "evaluate_every": 100}
 
 
@@ -112,3 +118,64 @@ def tiny_policy(
                     parameter.add_(torch.randn(parameter.shape) * size)
     set_trainable(model, trainable)
     return model
+
+
+def labels_of(micro: PreferenceMicroBatch) -> Tensor:
+    """Bits of all rows, chosen then rejected."""
+    assert micro.inputs.labels_ILd is not None
+    return micro.inputs.labels_ILd
+
+
+def fed_of(micro: PreferenceMicroBatch) -> Tensor:
+    """Next-scale inputs of all rows."""
+    assert micro.inputs.next_inputs_IMd is not None
+    return micro.inputs.next_inputs_IMd
+
+
+class GivenReference:
+    """Literal log-probabilities: the same for all pictures of a side, all of it in the first scale."""
+
+    def __init__(self, chosen: float, rejected: float) -> None:
+        self.chosen, self.rejected = chosen, rejected
+
+    def scale_logps(self, micro: PreferenceMicroBatch) -> Tensor:
+        values = torch.zeros(2 * micro.num_pairs, SCHEDULE.num_scales, dtype=torch.float64)
+        values[: micro.num_pairs, 0], values[micro.num_pairs :, 0] = self.chosen, self.rejected
+        return values
+
+
+def task_of(
+    policy: VargptForConditionalGeneration,
+    processor: VargptProcessor,
+    given: Any = None,
+    pairs: list[Pair] | None = None,
+    directory: Path = Path("unused"),
+    bits_fit: bool = True,
+    validation_fraction: float = 0.0,
+    **changes: Any,
+) -> PreferenceTask:
+    stage = tiny_stage(**changes)
+    return PreferenceTask(
+        policy,
+        processor,
+        tiny_pairs(8) if pairs is None else pairs,
+        stage,
+        seed=0,
+        reference=given or make_reference(stage, policy, directory),
+        bits_fit=bits_fit,
+        validation_fraction=validation_fraction,
+    )
+
+
+def step_of(task: PreferenceTask, step: int = 0, precision: str = "fp32") -> tuple[Tensor, dict[str, float]]:
+    """Loss and metrics of a whole step on one rank."""
+    batch = task.batch(step)
+    counts = task.counts(batch)
+    total = torch.zeros((), dtype=torch.float64)
+    metrics: dict[str, float] = {}
+    for micro in batch:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss, shares = task.loss(micro, counts)
+        total = total + loss
+        metrics = {name: metrics.get(name, 0.0) + float(value) for name, value in shares.items()}
+    return total, metrics
