@@ -164,21 +164,23 @@ def test_what_a_kill_left_half_written_is_removed(tmp_path: Path, left: str):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000008"]
 
 
-@pytest.mark.parametrize("function", ["rename", "fsync"])
+@pytest.mark.parametrize("function", ["rename", "fsync", "unlink"])
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("call", [1, 2, 3])
-def test_killed_around_every_rename_and_sync(tmp_path: Path, function: str, after: bool, call: int, monkeypatch: Any):
+def test_killed_around_every_rename_sync_and_removal(
+    tmp_path: Path, function: str, after: bool, call: int, monkeypatch: Any
+):
     """A save that also deletes an old checkpoint and replaces a broken one: what is there afterwards is whole."""
     save(tmp_path, 1, 2, 3)
     damage(tmp_path / "step-00000003", "cut")
     real, calls = getattr(os, function), 0
 
-    def killed(*arguments: Any) -> None:
+    def killed(*arguments: Any, **keywords: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == call and not after:
             os.kill(os.getpid(), signal.SIGKILL)
-        real(*arguments)
+        real(*arguments, **keywords)
         if calls == call:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -187,6 +189,8 @@ def test_killed_around_every_rename_and_sync(tmp_path: Path, function: str, afte
     monkeypatch.undo()
     found = find_latest(tmp_path)
     assert found is not None and found.step >= 2
+    torn = [path.name for path in list_checkpoints(tmp_path) if isinstance(checkpoints._inspect(path), str)]
+    assert torn in ([], ["step-00000003"]), "but for the one that was damaged above"
     save(tmp_path, 5)
     assert not list(tmp_path.glob("*.partial"))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from vargpt.training.trainable import set_trainable
 from vargpt.training.trainer import Trainer
 
 HANDOVER = LoopSettings(
-    steps=6, batch_size=4, learning_rate=3e-3, precision="fp32", log_every=1, evaluate_every=5, ema=0.7, trackers=()
-)
+    steps=6, batch_size=4, learning_rate=3e-3, precision="fp32", log_every=1, evaluate_every=5, ema=0.7, trackers=(),
+    activation_checkpointing=True,
+)  # fmt: skip
+MUON = replace(HANDOVER, steps=3, optimizer="muon")
 
 
 class StopAfter(StopRequest):
@@ -43,15 +46,17 @@ class StopAfter(StopRequest):
         return "a test" if self._left == 0 else None
 
 
-def hand_over(folder: Path, directory: Path, stop_after: int | None) -> dict[str, Tensor]:
-    """Train the SFT stage of the recipe with moving averages, from wherever `directory` stands; return all weights."""
+def hand_over(
+    folder: Path, directory: Path, stop_after: int | None, settings: LoopSettings = HANDOVER
+) -> dict[str, Tensor]:
+    """Train the SFT stage of the recipe, from wherever `directory` stands; return all weights."""
     recipe = load_recipe(folder / "recipe.yaml")
     processor = VargptProcessor.from_pretrained(folder / "processor")
     model = build_model(recipe, processor)
     set_trainable(model, "generation")
     distributed.shard(model)
     task = sft_task(recipe, folder / "data", processor, model, stage_index=0)
-    loop = Trainer("sft", task, HANDOVER, directory)
+    loop = Trainer("sft", task, settings, directory)
     if stop_after is None:
         loop.run()
     else:
@@ -123,6 +128,7 @@ def main(folder: Path, ranks: int) -> None:
     if ranks == 2:
         hand_over(folder, folder / "handed-2-to-1", stop_after=3)
         facts["handed"] = hand_over(folder, folder / "handed-1-to-2", stop_after=None)
+        facts["muon"] = hand_over(folder, folder / "muon-2", stop_after=None, settings=MUON)
     train(folder / "recipe.yaml", folder / "data", folder / f"whole-{ranks}")
     if distributed.is_main():
         torch.save(facts, folder / f"facts-{ranks}.pt")

@@ -130,6 +130,8 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if world_size() == 1:
         return
     whole = [p for p in parameters if not isinstance(p, DTensor)]
+    if not whole:
+        return
     present = [any(flags) for flags in zip(*gather_objects([p.grad is not None for p in whole]), strict=True)]
     whole = [p for p, used in zip(whole, present, strict=True) if used]
     if not whole:

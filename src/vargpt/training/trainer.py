@@ -7,23 +7,21 @@ a run that was killed and resumed ends with bitwise the same weights as an unbro
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vargpt.training import distributed
 from vargpt.training.averaging import MovingAverage
 from vargpt.training.checkpoints import find_latest, keep_only, save_checkpoint
 from vargpt.training.journal import Journal, plot_curves
+from vargpt.training.modes import block_options, set_training_mode
 from vargpt.training.optim import build_optimizers, learning_rate_at
 from vargpt.training.output_lock import locked
 from vargpt.training.progress import Progress
@@ -90,50 +88,6 @@ class Task(Protocol[MicroT]):
         ...
 
 
-def set_training_mode(module: nn.Module) -> None:
-    """Training mode for all that is trained; evaluation mode (no stochastic depth) for modules that are frozen.
-
-    A frozen block whose activations are to be recomputed keeps the flag on itself, not on what is inside: only in
-    training mode does it recompute, and a gradient may pass through it.
-    """
-    module.train()
-    for child in module.modules():
-        parameters = list(child.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
-            child.eval()
-    for block in distributed.transformer_blocks(module):
-        block.training = block.training or block.gradient_checkpointing
-
-
-@contextlib.contextmanager
-def block_options(module: nn.Module, stage: str, settings: LoopSettings) -> Iterator[None]:
-    """Let transformer blocks recompute their activations and run compiled, as the settings say, inside the context.
-
-    Raises:
-        ValueError: if that is asked for a module that has no such blocks.
-    """
-    blocks: list[GradientCheckpointingLayer] = []
-    if settings.activation_checkpointing or settings.compile:
-        blocks = distributed.transformer_blocks(module)
-        if not blocks:
-            raise ValueError(
-                f"stage {stage}: activation_checkpointing and compile act on transformer blocks, and "
-                f"{type(module).__name__} has none; leave them out"
-            )
-    for block in blocks:
-        if settings.activation_checkpointing:
-            block.gradient_checkpointing = True
-            block._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
-        if settings.compile:
-            block.compile()
-    try:
-        yield
-    finally:
-        for block in blocks:
-            block.gradient_checkpointing = False
-            block._compiled_call_impl = None
-
-
 class Trainer(Generic[MicroT]):
     """Runs one stage of `settings.steps` optimiser steps in `directory`, going on where a killed run stopped.
 
@@ -194,8 +148,8 @@ class Trainer(Generic[MicroT]):
                     self._average.keep()
                 if step % self._settings.evaluate_every == 0 or done:
                     record.validation(step, self._evaluate(done))
-                reason = self._agree_to_stop(stop)
-                if done or reason or self._agree_to_save(last_save):
+                reason, time_to_save = self._agree(stop, last_save)
+                if done or reason or time_to_save:
                     record.flush()
                     self._save(step, done)
                     last_save = time.monotonic()
@@ -249,13 +203,11 @@ class Trainer(Generic[MicroT]):
         values = distributed.sum_counts({name: float(value) for name, value in shares.items()})
         return {**values, "grad_norm": norm, "learning_rate": learning_rate_at(step - 1, self._settings)}
 
-    def _agree_to_stop(self, stop: StopRequest) -> str | None:
-        """Why to stop; every rank stops if one is asked to."""
-        return next((reason for reason in distributed.gather_objects(stop.reason) if reason), None)
-
-    def _agree_to_save(self, last_save: float) -> bool:
-        """Whether it is time for a checkpoint, by the clock of rank 0."""
-        return distributed.broadcast_object(time.monotonic() - last_save >= self._settings.checkpoint_every)
+    def _agree(self, stop: StopRequest, last_save: float) -> tuple[str | None, bool]:
+        """Why to stop (every rank stops if one is asked to), and whether it is time to save (by rank 0's clock)."""
+        late = time.monotonic() - last_save >= self._settings.checkpoint_every
+        wishes = distributed.gather_objects((stop.reason, late))
+        return next((reason for reason, _ in wishes if reason), None), wishes[0][1]
 
     def _evaluate(self, done: bool) -> dict[str, float]:
         """Validation metrics of the averaged weights, where there are any."""
