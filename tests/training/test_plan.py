@@ -87,7 +87,8 @@ def test_preferences_cost_two_rows_and_a_reference():
 
 
 def test_pairs_are_sampled_in_branches():
-    pairs: dict[str, Any] = {"kind": "pairs", "num_prompts": 6, "data": [{"task": "draw"}], "chosen": "given"}
+    pairs: dict[str, Any] = {"kind": "pairs", "num_prompts": 6, "data": [{"task": "draw"}], "chosen": "given",
+                             "num_samples": 1}  # fmt: skip
     guided = {**pairs, "sampling": {"guidance_scale": 3.0}}
     many = {**pairs, "chosen": "sampled", "scorer": "a:b", "num_samples": 5}
     plain, two, five = (make_plan(recipe_with(stage)).stages[0] for stage in (pairs, guided, many))

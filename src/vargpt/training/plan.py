@@ -231,7 +231,7 @@ class _Planner:
         """Sampling by the plain cached forward: every picture on its own, in the branches that guidance needs."""
         model = self._model
         set_trainable(model, "none")
-        pictures = stage.num_samples if stage.chosen == "sampled" else 1
+        pictures = stage.num_samples
         branches = 1 if stage.sampling.guidance_scale == 1 else 2
         work = WorkCounter(model, self._adapters(stage.name))
         mixture = self._mixture(stage, schedule)
@@ -247,7 +247,8 @@ class _Planner:
         flops["encode"] = encode * samples if stage.chosen == "given" else 0.0
         sizes = self._sizes(stage)
         memory = parameter_memory(model, sizes, None)
-        memory["gathered"] = gathered_memory(model, sizes, True, trains=False)
+        if self._devices.count > 1:  # every rank samples with a whole copy in float32
+            memory["gathered"] = 4.0 * sum(parameter.numel() for parameter in model.parameters())
         caches = [sampling_memory(model, row, branches) for _, row in mixture]
         cache, activations = (max(values) for values in zip(*caches, strict=True))
         share = min(stage.batch_size, math.ceil(samples * pictures / self._devices.count))
@@ -366,6 +367,7 @@ def _assumptions(recipe: Recipe, devices: Devices, config: VargptConfig) -> list
         f"{max(1, side // cell) ** 2} tokens; rows are not padded",
         "operations: products of the forward (2 per weight and token, attention over whole rectangles), gradients of "
         "weights where they are trained and of inputs where something trained lies before them",
+        "a pairs stage samples with the whole model, in float32, on every one of several GPUs",
         "a pair is two rows for the policy and two for the reference, from stored bits; a picture to draw is encoded "
         "every time it is seen; the work of scorers is not counted",
         "memory: AdamW in float32 (8 bytes a trained weight), gradients in float32, everything but the image tokenizer "
