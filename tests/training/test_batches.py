@@ -97,6 +97,15 @@ def test_the_cache_holds_what_would_be_made_anew(folder: ImageFolder, processor:
     assert cache.patches(paths[0]) is cache.patches(paths[0])
 
 
+def test_latents_do_not_depend_on_autocast(folder: ImageFolder, processor: VargptProcessor):
+    """Evaluation asked first, under autocast: its rounded latents stayed in the cache for training."""
+    tokenizer = build_model(recipe_with(), processor).image_tokenizer
+    plain = ImageCache(processor, tokenizer).latent(folder.path("1.png"), SCHEDULE)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = ImageCache(processor, tokenizer).latent(folder.path("1.png"), SCHEDULE)
+    assert torch.equal(plain, cast)
+
+
 def test_a_full_cache_forgets_the_oldest_and_makes_the_same_again(folder: ImageFolder, processor: VargptProcessor):
     tokenizer = build_model(recipe_with(), processor).image_tokenizer
     small, large = ImageCache(processor, tokenizer, max_bytes=1), ImageCache(processor, tokenizer)

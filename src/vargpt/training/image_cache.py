@@ -81,7 +81,8 @@ class ImageCache:
     def _features(self, source: DrawSource, schedule: ScaleSchedule, offset: tuple[float, float]) -> Tensor:
         pixels_3HW = self._processor.target(source, schedule, offset=offset)
         device = self._tokenizer.encoder.conv_in.weight.device
-        return self._tokenizer.features(pixels_3HW[None].to(device))[0].cpu()
+        with torch.autocast(device.type, enabled=False):  # evaluations run under autocast, batches are made outside
+            return self._tokenizer.features(pixels_3HW[None].to(device))[0].cpu()
 
 
 def _size(value: PreparedImage | Tensor) -> int:
