@@ -61,6 +61,29 @@ def test_an_error_is_raised_at_its_own_position_and_work_goes_on(workers: int):
         assert loader.get(3) == 3
 
 
+def test_what_was_asked_ahead_for_nothing_is_not_made():
+    made: list[int] = []
+    started, go_on = threading.Event(), threading.Event()
+
+    def make(position: int) -> int:
+        made.append(position)
+        if position == 1:
+            started.set()
+            assert go_on.wait(10)
+        return position
+
+    with Loader(make, workers=1, depth=3, end=101) as loader:
+        loader.get(0)
+        assert started.wait(10)
+        jump = threading.Thread(target=loader.get, args=(100,))
+        jump.start()
+        while loader._tasks.qsize() < 3:  # 2, 3 and 100: the worker holds 1
+            assert jump.is_alive()
+        go_on.set()
+        jump.join(10)
+    assert made == [0, 1, 100]
+
+
 def test_closing_ends_the_threads_and_waits_for_nothing_else():
     started, go_on = threading.Event(), threading.Event()
 

@@ -152,7 +152,7 @@ def test_the_index_is_kept_per_shard(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(tar_index, "build", noted)
     assert keys(plain(tmp_path)) == ["a.tar/0", "b.tar/2", "b.tar/3", "c.tar/4"]
-    assert built == ["b.tar", "c.tar"]
+    assert sorted(built) == ["b.tar", "c.tar"]
 
 
 MEMBER = len(captioned("0")) * 1024  # a header and a block for each of the two members of a record
@@ -293,3 +293,20 @@ def test_many_problems_are_counted(tmp_path: Path):
     assert (len(source.problems), source.problem_count) == (20, 50)
     with pytest.raises(BrokenSample, match=r"\(and 49 more problems\)"):
         opened(tmp_path)
+
+
+def test_long_indexing_tells_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for number in range(12):
+        shard(tmp_path / f"{number:02d}.tar", captioned(str(number)))
+    monkeypatch.setattr("vargpt.data.sources.tar._TELL_EVERY", -1.0)
+    assert keys(plain(tmp_path)) == [f"{number:02d}.tar/{number}" for number in range(12)], "in the shards' order"
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "source 'web': 1 of 12 shards are indexed" and len(told) == 12
+
+
+def test_a_missing_shard_is_named(tmp_path: Path):
+    path = shard(tmp_path / "a.tar", captioned("0"))
+    with pytest.raises(ValueError, match=r"b.tar: cannot be read \(No such file"):
+        TarSource("web", [path, tmp_path / "b.tar"])

@@ -91,6 +91,20 @@ def load_or_build(path: Path, version: str, build: Callable[[Path], Index], fact
     return index
 
 
+def kept_facts(path: Path, version: str) -> dict[str, Any] | None:
+    """The facts of an index that is on disk and fits; None where there is none.
+
+    Raises:
+        ValueError: if the data file is missing.
+    """
+    stamp = stamp_of(path)
+    for place in _places(path):
+        found = _load(place, version, stamp, facts_only=True)
+        if found is not None:
+            return found.facts
+    return None
+
+
 def read_ranges(path: Path, stamp: tuple[int, int], ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """Read parts (offset, size) of a data file.
 

@@ -13,15 +13,18 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import sys
+import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from vargpt.data.instructions import Style, caption_conversation, draw_conversation
 from vargpt.data.sources import tar_index
-from vargpt.data.sources.index_file import Index, load_or_build, read_ranges
+from vargpt.data.sources.index_file import Index, kept_facts, load_or_build, read_ranges
 from vargpt.data.sources.parsing import Resolve, our_conversation
 from vargpt.data.sources.protocol import BrokenSample, Sample, Task
 from vargpt.data.sources.records import MAX_RECORD_BYTES, BrokenRecord, parse_json
@@ -30,6 +33,9 @@ from vargpt.processing.images import MAX_FILE_BYTES
 
 _OPEN_INDEXES = 64
 _LOOKED_AT = 16
+_OPENED_AT_A_TIME = 8
+_TELL_EVERY = 10.0
+"""Seconds between lines about the progress of indexing."""
 
 
 class TarSource:
@@ -40,18 +46,11 @@ class TarSource:
         problem_count: all of them.
     """
 
-    def __init__(
-        self,
-        name: str,
-        paths: Sequence[Path],
-        style: Style = "short",
-        progress: Callable[[Path], None] | None = None,
-    ) -> None:
+    def __init__(self, name: str, paths: Sequence[Path], style: Style = "short") -> None:
         """Open the shards, indexing those that are new or have changed.
 
         Args:
             style: the family of wordings.
-            progress: called with each shard before it is opened.
 
         Raises:
             ValueError: if a shard cannot be read.
@@ -59,14 +58,14 @@ class TarSource:
         self.name, self._paths = name, list(paths)
         self._style: Style = style
         self._index = lru_cache(maxsize=_OPEN_INDEXES)(self._load)
-        self._lengths, self.problems, self.problem_count = [], [], 0
-        for path in self._paths:
-            if progress is not None:
-                progress(path)
-            facts = load_or_build(path, tar_index.VERSION, tar_index.build, facts_only=True).facts
-            self._lengths.append(int(facts["records"]))
-            self.problems += [BrokenSample(name, f"{path.name}/{key}", reason) for key, reason in facts["problems"]]
-            self.problem_count += facts["problem_count"]
+        found = _all_facts(name, self._paths)
+        self._lengths = [int(facts["records"]) for facts in found]
+        self.problem_count = sum(facts["problem_count"] for facts in found)
+        self.problems = [
+            BrokenSample(name, f"{path.name}/{key}", reason)
+            for path, facts in zip(self._paths, found, strict=True)
+            for key, reason in facts["problems"]
+        ]
         self._starts = list(itertools.accumulate(self._lengths, initial=0))
         conversations = self._holds_conversations()
         self.tasks: frozenset[Task] = frozenset({"chat"} if conversations else {"draw", "caption"})
@@ -124,6 +123,26 @@ class TarSource:
                 continue
             return isinstance(value, dict) and "messages" in value
         return False
+
+
+def _all_facts(name: str, paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """What the shards' indexes say of them; indexes are made where they are missing.
+
+    Indexes that exist are read several at a time, because reading many small files is mostly waiting. The others are
+    made in another order in each process, so that processes that start together find each other's work.
+    """
+    with ThreadPoolExecutor(_OPENED_AT_A_TIME) as pool:
+        kept = list(pool.map(lambda path: kept_facts(path, tar_index.VERSION), paths))
+    found = {number: facts for number, facts in enumerate(kept) if facts is not None}
+    missing = [number for number in range(len(paths)) if number not in found]
+    random.Random(os.getpid()).shuffle(missing)
+    told = time.monotonic()
+    for number in missing:
+        found[number] = load_or_build(paths[number], tar_index.VERSION, tar_index.build, facts_only=True).facts
+        if time.monotonic() - told > _TELL_EVERY:
+            told = time.monotonic()
+            print(f"source {name!r}: {len(found):,} of {len(paths):,} shards are indexed", file=sys.stderr)
+    return [found[number] for number in range(len(paths))]
 
 
 class _Record:
