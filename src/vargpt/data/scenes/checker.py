@@ -16,7 +16,7 @@ from PIL import Image
 
 from vargpt.data.scenes.edits import Edit
 from vargpt.data.scenes.facts import Facts, Verdict, facts_of_scene, judge, share_that_holds
-from vargpt.data.scenes.fitting import Fit, fit_hidden, fit_whole, size_of, texture_of
+from vargpt.data.scenes.fitting import Fit, deviation, fit_hidden, fit_whole, size_of, texture_of
 from vargpt.data.scenes.parser import facts_of
 from vargpt.data.scenes.segmentation import Blob, Segmentation, grown, is_thin, segment
 from vargpt.data.scenes.shapes import Array
@@ -27,11 +27,29 @@ WORK_SIDE = 96
 """Pictures larger than this (shorter side) are reduced to it."""
 
 SMALLEST_SIDE = 24
-GOOD_FIT = 0.72
+GOOD_FIT = 0.78
 """A blob is a thing if some shape covers it this well (overlap over union)."""
+
+NEAR_OUTLINE = (0.8, 0.04)
+"""Its outline may be off by this many pixels and this share of its radius, on average."""
 
 SURE_FIT, SURE_MARGIN = 0.9, 0.06
 """A fit this good and this much better than the next shape's needs no second look."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A blob with its best fit, its texture, and how far its outline is from the fit's, in pixels."""
+
+    fit: Fit
+    blob: Blob
+    texture: str
+    off: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether it is a thing: some shape explains it, to within about a pixel along its outline."""
+        return self.fit.quality >= GOOD_FIT and self.off <= NEAR_OUTLINE[0] + NEAR_OUTLINE[1] * self.fit.radius
 
 
 @dataclass(frozen=True)
@@ -74,16 +92,16 @@ def read(image: Image.Image | NDArray[np.uint8]) -> Reading:
     height, width = pixels.shape[:2]
     parts = segment(pixels)
     found = _fit_blobs(pixels, parts)
-    placed = [item for item in found if item[0].quality >= GOOD_FIT]
-    unclear = sum(item[0].quality < GOOD_FIT and not is_thin(item[1].mask) for item in found)
+    placed = [item for item in found if item.clear]
+    unclear = sum(not item.clear and not is_thin(item.blob.mask) for item in found)
     order = _back_to_front(placed, height, width)
     things = []
     for index in order:
-        fit, blob, texture = placed[index]
+        fit, blob, texture = placed[index].fit, placed[index].blob, placed[index].texture
         x, y = min(max(fit.x / width, 0.0), 1.0), min(max(fit.y / height, 0.0), 1.0)
         things.append(Thing(fit.shape, blob.colour, size_of(fit, min(height, width)), texture, x, y))
     scene = Scene(tuple(things), parts.background, min(max(width / height, 0.2), 5.0))
-    return Reading(scene, parts.known, unclear, tuple(placed[index][0].quality for index in order), parts.strange)
+    return Reading(scene, parts.known, unclear, tuple(placed[index].fit.quality for index in order), parts.strange)
 
 
 def _pixels(image: Any) -> Array:
@@ -104,13 +122,15 @@ def _pixels(image: Any) -> Array:
     return np.asarray(image, dtype=np.float32)
 
 
-def _fit_blobs(pixels: Array, parts: Segmentation) -> list[tuple[Fit, Blob, str]]:
+def _fit_blobs(pixels: Array, parts: Segmentation) -> list[_Found]:
     """Fit every blob; where two touch, the one that is whole is in front, and the other may go on behind it."""
     found = []
     wide = [grown(blob.mask, 2) for blob in parts.blobs]
-    anything = np.logical_or.reduce([blob.mask for blob in parts.blobs]) if parts.blobs else None
+    anything = np.zeros(pixels.shape[:2], dtype=bool)
+    for blob in parts.blobs:
+        anything |= blob.mask
     for index, blob in enumerate(parts.blobs):
-        others = np.logical_and(anything, ~blob.mask)
+        others = anything & ~blob.mask
         if is_thin(blob.mask) and (grown(others, 2) & blob.mask).sum() > 0.5 * blob.mask.sum():
             continue
         fits, hidden = fit_whole(blob.mask, parts.cover), False
@@ -123,24 +143,24 @@ def _fit_blobs(pixels: Array, parts: Segmentation) -> list[tuple[Fit, Blob, str]
             if behind[0].quality > fits[0].quality + 0.02:
                 fits, hidden = behind, True
         if fits[0].quality >= SURE_FIT and fits[0].quality - fits[1].quality >= SURE_MARGIN:
-            found.append((fits[0], blob, texture_of(pixels, blob.mask, fits[0], blob.colour)))
+            fit, texture = fits[0], texture_of(pixels, blob.mask, fits[0], blob.colour)
         else:
-            side = min(blob.mask.shape)
             patch = make_patch(pixels, parts.ground, parts.cover, blob.mask, grown(others) & ~blob.mask, hidden)
-            fit, texture = best_of(patch, fits, blob.colour, side)
-            found.append((fit, blob, texture))
+            fit, texture = best_of(patch, fits, blob.colour, min(blob.mask.shape))
+        off = deviation(fit, blob.mask, parts.cover, grown(others) if hidden else None)
+        found.append(_Found(fit, blob, texture, off))
     return found
 
 
-def _back_to_front(placed: list[tuple[Fit, Blob, str]], height: int, width: int) -> list[int]:
+def _back_to_front(placed: list[_Found], height: int, width: int) -> list[int]:
     """Painter's order: of two fits that share pixels, the one whose colour is seen there is in front."""
-    inside = [fit.inside(height, width) < 0 for fit, _, _ in placed]
+    inside = [item.fit.inside(height, width) < 0 for item in placed]
     order = list(range(len(placed)))
     for first in range(len(placed)):
         for second in range(first + 1, len(placed)):
             shared = inside[first] & inside[second]
-            seen_first = (shared & placed[first][1].mask).sum()
-            seen_second = (shared & placed[second][1].mask).sum()
+            seen_first = (shared & placed[first].blob.mask).sum()
+            seen_second = (shared & placed[second].blob.mask).sum()
             in_front, behind = (first, second) if seen_first > seen_second else (second, first)
             if shared.any() and order.index(in_front) < order.index(behind):
                 order.remove(in_front)

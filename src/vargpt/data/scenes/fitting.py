@@ -196,6 +196,22 @@ def _placed(shape: str, place: Array, quality: float) -> Fit:
     return Fit(shape, float(place[0]), float(place[1]), float(place[2]), quality)
 
 
+def deviation(fit: Fit, mask: NDArray[np.bool_], cover: Array, hidden: NDArray[np.bool_] | None) -> float:
+    """How far the outline of a blob is from that of its fit on average, in pixels.
+
+    Args:
+        hidden: pixels that do not count, because the thing may go on unseen there.
+    """
+    inside = fit.inside(*mask.shape)
+    core = mask & ~_near(~mask)
+    wrong = (inside < 0) != (core | (_near(mask) & (cover > 0.45)))
+    border = np.abs(inside) * fit.radius < 0.5
+    if hidden is not None:
+        counts = ~hidden | mask
+        wrong, border = wrong & counts, border & counts
+    return float(wrong.sum()) / max(float(border.sum()), 1.0)
+
+
 def size_of(fit: Fit, side: int) -> str:
     """The nearest size by ratio."""
     return min(SIZES, key=lambda name: abs(np.log(fit.radius / side / SIZES[name])))

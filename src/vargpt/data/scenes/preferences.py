@@ -66,6 +66,7 @@ def preference_pair(
 def spoil(scene: Scene, facts: Facts, generator: random.Random) -> Scene | None:
     """A legible scene near this one in which some of the facts fail; None where a few tries found none."""
     for _ in range(12):
+        wrong: Scene | None
         if len(scene.things) == 2 and generator.random() < 0.5:
             wrong = _exchanged(scene, generator)
         else:

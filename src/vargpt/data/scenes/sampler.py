@@ -20,6 +20,7 @@ from vargpt.data.scenes.world import (
     Split,
     Thing,
     is_legible,
+    is_validation_content,
     place_centre,
     split_of,
 )
@@ -41,7 +42,7 @@ KIND_WEIGHTS: dict[Kind, int] = {
 at most. `several`: three to five different things. `overlap`: one thing in front of another, at times with a third.
 """
 
-_ATTEMPTS = 2000
+_ATTEMPTS = 20_000
 _SIZE_CHOICES: dict[int, tuple[str, ...]] = {
     1: ("small", "medium", "large", "large"),
     2: ("small", "medium", "medium", "large"),
@@ -94,7 +95,7 @@ def sample_scene(
         return Scene((), generator.choice(BACKGROUNDS), aspect)
     number = generator.randint(*_NUMBERS[kind])
     for _ in range(_ATTEMPTS):
-        scene = _propose(generator, kind, number, split == "unseen" and generator.random() < 0.5, aspect)
+        scene = _propose(generator, kind, number, split, aspect)
         if scene is not None and split_of(scene) == split:
             return scene
     raise RuntimeError(f"no {split} scene of kind {kind} in {_ATTEMPTS} attempts at aspect {aspect}")
@@ -129,10 +130,10 @@ def random_texture(generator: random.Random, size: str) -> str:
     return "plain" if size == "small" else generator.choice(_TEXTURES)
 
 
-def _propose(generator: random.Random, kind: Kind, number: int, held_out: bool, aspect: float) -> Scene | None:
+def _propose(generator: random.Random, kind: Kind, number: int, split: Split, aspect: float) -> Scene | None:
     """One try: choose what is shown, then where; None where it does not fit or is not of the kind."""
     kinds = _contents(generator, kind, number)
-    if held_out:
+    if split == "unseen" and generator.random() < 0.5:
         colour, shape = generator.choice(sorted(HELD_OUT_PAIRS))
         old = kinds[0][:2]
         kinds = [(shape, colour, *rest[2:]) if rest[:2] == old else rest for rest in kinds]
@@ -141,7 +142,13 @@ def _propose(generator: random.Random, kind: Kind, number: int, held_out: bool, 
     if len(distinct) != expected:
         return None
     things = [Thing(shape, colour, size, texture) for shape, colour, size, texture in kinds]
-    return _lay_out(generator, things, kind == "overlap", aspect)
+    background = generator.choice(BACKGROUNDS)
+    if split != "unseen" and (
+        any((thing.colour, thing.shape) in HELD_OUT_PAIRS for thing in things)
+        or is_validation_content(things, background) != (split == "validation")
+    ):
+        return None
+    return _lay_out(generator, things, background, kind == "overlap", aspect)
 
 
 def _contents(generator: random.Random, kind: Kind, number: int) -> list[tuple[str, str, str, str]]:
@@ -179,9 +186,10 @@ def _point(generator: random.Random, radius: float, aspect: float, place: str | 
     return round(x, 4), round(y, 4)
 
 
-def _lay_out(generator: random.Random, things: list[Thing], overlap: bool, aspect: float) -> Scene | None:
+def _lay_out(
+    generator: random.Random, things: list[Thing], background: str, overlap: bool, aspect: float
+) -> Scene | None:
     """Give the things places, the second in front of the first where asked."""
-    background = generator.choice(BACKGROUNDS)
     wide, high = max(aspect, 1.0), max(1.0 / aspect, 1.0)
     placed: list[Thing] = []
     for number, thing in enumerate(things):

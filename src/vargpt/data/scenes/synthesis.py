@@ -24,6 +24,9 @@ _BLURS = (0, 1, 3)
 _TINT_PASSES = 2
 _FACTORS = (0.92, 1.0, 1.09)
 _REFINED = 4
+_HOPELESS = 3.0
+"""A start this many times worse than what another shape has reached is not followed."""
+
 _COLOUR_WEIGHT = 0.5
 _TEXTURED = 0.125
 _TEXTURE_GAIN = 0.85
@@ -49,22 +52,24 @@ class Patch:
     mass: float
     centre: tuple[float, float]
 
-    def differences(self, shape: str, places: Array, colour: str, texture: str) -> Array:
+    def differences(
+        self, shape: str, places: Array, colour: str, texture: str, blurs: tuple[int, ...] = _BLURS
+    ) -> Array:
         """Mean squared difference to a thing drawn at places (x, y, radius) [P, 3] and blurred, float32 [P, blurs]."""
         x, y, radius = (places[:, axis, None, None].astype(np.float32) for axis in range(3))
         u, v = np.broadcast_arrays((self.columns - x) / radius, (self.rows[:, None] - y) / radius)
         canvas = np.broadcast_to(self.ground, (*u.shape, 3)).copy()
         lay(canvas, Thing(shape, colour, "medium", texture), u, v, radius)
-        return self._compare(canvas)
+        return self._compare(canvas, blurs)
 
     def nothing(self) -> float:
         """Mean squared difference to the background alone."""
-        return float(self._compare(self.ground[None]).min())
+        return float(self._compare(self.ground[None], (0,)).min())
 
-    def _compare(self, canvas: Array) -> Array:
+    def _compare(self, canvas: Array, blurs: tuple[int, ...]) -> Array:
         drawn = _channels(canvas)
         found = []
-        for passes in _BLURS:
+        for passes in blurs:
             soft = drawn if passes == 0 else _smooth(drawn, passes)
             tint = _smooth(soft[:, 1:], _TINT_PASSES)
             off = (soft[:, 0] - self.seen[0]) ** 2
@@ -126,10 +131,15 @@ def best_of(patch: Patch, fits: Iterable[Fit], colour: str, side: int) -> tuple[
         )
         differences = patch.differences(fit.shape, places, colour, "plain")
         index, blur = np.unravel_index(int(differences.argmin()), differences.shape)
-        ranked.append((float(differences[index, blur]), fit.shape, places[index]))
+        ranked.append((float(differences[index, blur]), _BLURS[blur], fit.shape, places[index]))
     ranked.sort(key=lambda item: item[0])
-    refined = [_refine(patch, colour, *item) for item in ranked[:_REFINED]]
-    difference, shape, place = min(refined, key=lambda item: item[0])
+    difference, shape, place = np.inf, "", np.zeros(3, dtype=np.float32)
+    for start in ranked[:_REFINED]:
+        if start[0] > _HOPELESS * difference:
+            break
+        refined = _refine(patch, colour, *start)
+        if refined[0] < difference:
+            difference, shape, place = refined
     texture = "plain"
     if place[2] > _TEXTURED * side:
         for other in ("striped", "dotted"):
@@ -150,19 +160,21 @@ def _starts(patch: Patch, fit: Fit) -> list[tuple[float, float, float]]:
 _AXES = np.array([(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)], dtype=np.float32)
 
 
-def _refine(patch: Patch, colour: str, difference: float, shape: str, place: Array) -> tuple[float, str, Array]:
+def _refine(
+    patch: Patch, colour: str, difference: float, blur: int, shape: str, place: Array
+) -> tuple[float, str, Array]:
     """Walk along x, y and radius while the difference falls, halving the step when it does not."""
     step = np.float32(0.08) * place[2]
     for _ in range(12):
-        differences = patch.differences(shape, place + _AXES * step, colour, "plain")
-        index, level = np.unravel_index(int(differences.argmin()), differences.shape)
-        if differences[index, level] < difference:
-            difference, place = float(differences[index, level]), place + _AXES[index] * step
+        differences = patch.differences(shape, place + _AXES * step, colour, "plain", (blur,))[:, 0]
+        index = int(differences.argmin())
+        if differences[index] < difference:
+            difference, place = float(differences[index]), place + _AXES[index] * step
         elif step < np.float32(0.025) * place[2]:
             break
         else:
             step = step / 2
-    return difference, shape, place
+    return float(patch.differences(shape, place[None], colour, "plain").min()), shape, place
 
 
 def _channels(pixels: Array) -> Array:

@@ -11,9 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
+
+import numpy as np
+
+from vargpt.data.scenes.shapes import distance
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "diamond")
 COLOURS = {
@@ -197,10 +202,29 @@ def is_legible(scene: Scene) -> bool:
             continue
         if not 0.7 <= distance / (back.radius + front.radius) <= 0.85:
             return False
-        if back.colour == front.colour or front.radius > back.radius:
+        if back.colour == front.colour or front.radius > back.radius or not _covers_a_part(scene, first, second):
             return False
         covered += [first, second]
     return len(covered) == len(set(covered))
+
+
+_GRID = np.linspace(-1.25, 1.25, 23, dtype=np.float32)
+
+
+def _covers_a_part(scene: Scene, back: int, front: int) -> bool:
+    """Whether the thing in front really hides some of the other one, and leaves most of it to be seen."""
+    right, down = scene.offset(front, back)
+    below, above = scene.things[back], scene.things[front]
+    v, u = np.meshgrid(_GRID, _GRID, indexing="ij")
+    hiding = distance(above.shape, u, v) < 0
+    scale = np.float32(above.radius / below.radius)
+    hidden = hiding & (
+        distance(below.shape, u * scale + np.float32(right / below.radius), v * scale + np.float32(down / below.radius))
+        < 0
+    )
+    area = float((distance(below.shape, u, v) < 0).sum()) / float(scale) ** 2
+    share = float(hidden.sum()) / min(area, float(hiding.sum()))
+    return share >= 0.07 and float(hidden.sum()) <= 0.4 * area
 
 
 HELD_OUT_PAIRS = frozenset((colour, SHAPES[(3 * index + 2) % 8]) for index, colour in enumerate(COLOURS))
@@ -245,6 +269,11 @@ def split_of(scene: Scene) -> Split:
     """
     if is_held_out(scene):
         return "unseen"
-    content = sorted(f"{t.shape} {t.colour} {t.size} {t.texture}" for t in scene.things)
-    digest = hashlib.sha256("|".join([scene.background, *content]).encode()).digest()
-    return "validation" if int.from_bytes(digest[:8], "big") % 20 == 0 else "train"
+    return "validation" if is_validation_content(scene.things, scene.background) else "train"
+
+
+def is_validation_content(things: Sequence[Thing], background: str) -> bool:
+    """Whether what is shown, wherever it lies, is set aside for validation."""
+    content = sorted(f"{thing.shape} {thing.colour} {thing.size} {thing.texture}" for thing in things)
+    digest = hashlib.sha256("|".join([background, *content]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % 20 == 0
