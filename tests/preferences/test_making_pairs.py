@@ -200,7 +200,7 @@ def test_the_report_counts(whole: Path, pipeline: VargptPipeline, tmp_path: Path
 
 
 def test_histograms_on_literal_values() -> None:
-    assert histogram([0.0, 1.0, 0.05, 0.99]) == {
+    assert histogram([0.0, 1.0, 0.09, 0.95]) == {
         "count": 4, "mean": 0.51, "min": 0.0, "max": 1.0, "histogram": [1, 1, *[0] * 17, 2],
     }  # fmt: skip
     assert histogram([2.0, 2.0])["histogram"] == [2]
@@ -232,6 +232,9 @@ def test_given_pictures_are_chosen(pipeline: VargptPipeline, repo_root: Path, tm
         assert torch.equal(pair.chosen.bits, given.bits_Ld)
         assert (pair.chosen.seed, pair.chosen.score) == (None, None)
         assert (pair.rejected.seed, pair.rejected.score) == (picture_seed(0, number, 0), None)
+    page = (tmp_path / "plain" / "index.html").read_text()
+    assert page.count("<img ") == 5
+    assert "<b>source</b>" in page
     make(pipeline, tmp_path / "scored", PairPlan(3, chosen="given"), prompts)
     for number, pair in enumerate(PairFolder(tmp_path / "scored")):
         drawings = painter.draw([prompts[number].request], [[picture_seed(0, number, sample) for sample in range(3)]])

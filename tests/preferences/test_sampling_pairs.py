@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vargpt.data.instructions import draw_prompt, edit_prompt
 from vargpt.inference.pipeline import VargptPipeline
@@ -104,6 +105,9 @@ def test_a_given_picture_is_written_by_the_models_tokenizer(pipeline: VargptPipe
     again = painter.encode(drawing.image)
     assert torch.equal(again.bits_Ld, drawing.bits_Ld)
     assert torch.equal(painter.encode(pixels).bits_Ld, expected)
+    wide = Image.new("RGB", (128, 64), "red")
+    wide.paste("blue", (32, 0, 96, 64))
+    assert painter.encode(wide).image.getcolors() == [(64 * 64, (0, 0, 255))]  # cropped to the frame
     with pytest.raises(ValueError, match=r"must be \(3, 64, 64\), got \(3, 8, 8\)"):
         painter.encode(torch.zeros(3, 8, 8))
     with pytest.raises(ValueError, match="no such file"):

@@ -99,6 +99,7 @@ def test_wrong_scores_are_refused(kind: str, message: str, plugin: Path, monkeyp
         ("http://host/score#patience=3", "takes numbers for timeout, retries, wait, batch_size, got patience=3"),
         ("http://host/score#retries=1.5", "retries is a whole number"),
         ("http://host/score#timeout=0", "timeout must be positive"),
+        ("http://host/score#timeout=Infinity", "timeout must be positive"),
     ],
 )
 def test_specs_that_are_none(spec: str, message: str, plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +124,7 @@ def test_targets_score_likeness(repo_root: Path) -> None:
     fox = open_image(folder / "fox.png")
     moved = Image.new("RGB", fox.size, "white")
     moved.paste(fox, (fox.width // 64, 0))
+    assert TargetScorer(blur=1.0).distance(moved, fox) < 0.8 * TargetScorer(blur=0.0).distance(moved, fox)
     black, white = Image.new("RGB", (64, 64)), Image.new("RGB", (64, 64), "white")
     scores = scorer(PROMPT, [fox, fox.resize((64, 64)), moved, white, black], Context("k", " FOX "))
     assert scores[0] == 0

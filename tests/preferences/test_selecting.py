@@ -32,6 +32,7 @@ def test_best_and_worst(scores: list[float], margin: float, expected: Choice | s
         (0.2, [0.9, 0.1], 0.1, Choice(None, 1)),  # it need not beat the best
         (0.2, [0.9, 0.1], 0.2, "margin"),
         (0.1, [0.9, 0.1], 0.0, "tie"),
+        (0.1, [0.1 + 1e-12], 0.0, "margin"),  # worse by less than the slack is worse
         (0.0, [0.9, 0.1], 0.0, "margin"),  # a sample is better throughout: no pair, rather than a wrong one
     ],
 )

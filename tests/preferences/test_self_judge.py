@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from vargpt.commands.common import bundled_model
-from vargpt.data.instructions import draw_prompt
+from vargpt.data.instructions import canonical_caption, draw_prompt
 from vargpt.inference.pipeline import VargptPipeline
 from vargpt.preferences.prompts import PairPrompt
 from vargpt.preferences.scorers import Context, load_scorer, score_pictures
@@ -84,6 +84,8 @@ def test_a_trained_model_knows_its_pictures(pictures: list[Image.Image]) -> None
     if folder is None:
         pytest.skip("the bundled model models/emoji-small is not in this checkout")
     trained = VargptPipeline.from_pretrained(folder, device="cpu")
+    (total, _), *_ = answer_logps(trained, [canonical_caption(pictures[1], "fox")], 1)
+    assert total == pytest.approx(float(plain_logps(trained, pictures[1], "what is this?", "fox").sum()), abs=1e-4)
     for number, name in enumerate(("red heart", "fox", "snail")):
         prompt = PairPrompt(name, draw_prompt(name), caption=name)
         scores = score_pictures(load_scorer("self"), "self", prompt, pictures, trained)
