@@ -31,7 +31,7 @@ from vargpt.training.schema import Recipe
 
 LOOP = {
     "steps": 20, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3, "log_every": 1, "evaluate_every": 100,
-    "precision": "fp32",
+    "precision": "fp32", "trackers": [],
 }  # fmt: skip
 TOLERANCE = 1e-5
 

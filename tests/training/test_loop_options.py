@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vargpt.training import progress, trackers
 from vargpt.training.averaging import MovingAverage
 from vargpt.training.checkpoints import find_latest
 from vargpt.training.journal import read_journal
+from vargpt.training.modes import recompute
 from vargpt.training.progress import Progress, format_count, format_duration, peak_flops, split_scale
 from vargpt.training.settings import LoopSettings
 from vargpt.training.stopping import StopRequest, TimeLimitReached
@@ -142,6 +144,20 @@ def test_recomputed_activations_change_nothing(tmp_path: Path, frozen: bool):
     for layer in (again.module.first, again.module.second):
         assert layer.calls == 2 * micro_batches
         assert not layer.gradient_checkpointing, "the next stage decides for itself"
+
+
+def test_a_recomputed_forward_uses_the_attention_kernels_of_the_first():
+    """Once the backward ran with other kernels, which save other tensors, and failed."""
+    queries = torch.randn(1, 2, 8, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def attend(values: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(values, values, values)
+
+    with sdpa_kernel(SDPBackend.MATH):
+        plain, again = attend(queries), recompute(attend, queries)
+    assert torch.equal(plain, again)
+    first, second = (torch.autograd.grad(output.square().sum(), queries)[0] for output in (plain, again))
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize(
