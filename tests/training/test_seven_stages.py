@@ -139,7 +139,8 @@ def test_the_small_paper_recipe_killed_ten_times(repo_root: Path, tmp_path: Path
     subprocess.run(command("whole"), check=True, env=environment)
     seconds = time.monotonic() - started
     seed = random.randrange(10**6)
-    moments = sorted(random.Random(seed).uniform(0, seconds) for _ in range(10))
+    chance = random.Random(seed)
+    moments = sorted(chance.uniform(0, seconds) for _ in range(10))
     waits = [moments[0], *(later - earlier for earlier, later in zip(moments, moments[1:], strict=False))]
     print(f"uninterrupted: {seconds:.0f} s; seed {seed}: killed after {[round(wait, 1) for wait in waits]} s")
     killed = time.monotonic()

@@ -206,6 +206,20 @@ def test_a_stage_without_its_data_is_refused_before_the_first_stage(recipe_file:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_stage_alone_needs_its_own_data_only(data: Path, tmp_path: Path):
+    other = write_data(tmp_path / "other")
+    path = write_recipe(
+        tmp_path / "two.yaml",
+        sources={"more": {"format": "folder", "path": str(other)}},
+        stages__2__data__0__source="more",
+    )
+    train(path, data, tmp_path / "out", stages=["tokenizer"])
+    shutil.rmtree(other)
+    train(path, data, tmp_path / "out", stages=["names"])
+    with pytest.raises(ValueError, match="other: no such folder"):
+        train(path, data, tmp_path / "out")
+
+
 def test_all_checkpoints_broken_is_an_error_and_no_restart(
     uninterrupted: Path, recipe_file: Path, data: Path, tmp_path: Path
 ):

@@ -99,7 +99,16 @@ def sft_task(
     sources = StageData(recipe, data)
     cache = ImageCache(processor, model.image_tokenizer)
     schedule = recipe.stage_schedule(stage)
-    return SftTask(model, processor, sources.sources, cache, schedule, stage, recipe.seed, sources.validation)
+    return SftTask(
+        model,
+        processor,
+        sources.sources(stage.data),
+        cache,
+        schedule,
+        stage,
+        recipe.seed,
+        sources.validation(stage.data),
+    )
 
 
 def tokenizer_task(recipe: Recipe, data: Path, processor: VargptProcessor, model: Any = None) -> TokenizerTask:
@@ -108,8 +117,8 @@ def tokenizer_task(recipe: Recipe, data: Path, processor: VargptProcessor, model
     assert isinstance(stage, TokenizerStage)
     tokenizer = (model or build_model(recipe, processor)).image_tokenizer
     sources = StageData(recipe, data)
-    stream = SampleStream(stage.name, stage.data, sources.sources, 0.0, recipe.seed)
-    pictures = [conversation.drawings[0].image for conversation in sources.validation["draw"]]
+    stream = SampleStream(stage.name, stage.data, sources.sources(stage.data), 0.0, recipe.seed)
+    pictures = [conversation.drawings[0].image for conversation in sources.validation(stage.data)["draw"]]
     return TokenizerTask(tokenizer, stream, pictures, recipe.stage_schedule(stage), stage, recipe.seed)
 
 

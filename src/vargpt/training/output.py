@@ -26,7 +26,7 @@ from vargpt.training.schema import Recipe
 PROCESSOR = "processor"
 """Folder of the processor inside the output: text tokenizers are trained once per run."""
 
-_FIXED = ("seed", "validation_fraction", "schedule", "text_tokenizer", "model", "init", "sources")
+_FIXED = ("seed", "validation_fraction", "schedule", "text_tokenizer", "model", "init", "sources", "frozen_dtype")
 """Keys of a recipe that may not change once a run has begun."""
 
 
@@ -34,7 +34,7 @@ def claim_output(recipe: Recipe, data: dict[str, Any], output: Path) -> None:
     """Write the resolved recipe and `run.json`; refuse a folder that was begun with other settings or other data.
 
     Args:
-        data: what identifies each source's records, by name.
+        data: what identifies the records of each source that this call uses, by name.
 
     Raises:
         ValueError: naming what differs.
@@ -50,7 +50,10 @@ def claim_output(recipe: Recipe, data: dict[str, Any], output: Path) -> None:
             if stage["name"] in known and (output / stage["name"]).exists():
                 _require_same(output, f"stage {stage['name']}", stage, known[stage["name"]])
     if facts_path.exists():
-        _require_same(output, "data", json.loads(facts_path.read_text())["data"], data)
+        known_data = json.loads(facts_path.read_text())["data"]
+        for name in known_data.keys() & data.keys():
+            _require_same(output, f"data in source {name}", known_data[name], data[name])
+        data = {**known_data, **data}
     output.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, path)
     partial = output / f".run.json.{os.getpid()}"

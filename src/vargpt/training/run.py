@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 
@@ -67,7 +68,7 @@ def train(
     if unknown:
         raise ValueError(f"no stage {sorted(unknown)[0]!r} in {recipe_path}; it has {[s.name for s in recipe.stages]}")
     device = distributed.setup()
-    run = Run(recipe, None if data_dir is None else Path(data_dir), Path(output_dir), device)
+    run = Run(recipe, None if data_dir is None else Path(data_dir), Path(output_dir), device, stages)
     with stop.installed():
         for stage in recipe.stages:
             run.stage(stage, stop, only_restore=bool(stages) and stage.name not in stages)
@@ -77,14 +78,17 @@ def train(
 class Run:
     """One recipe in one output folder: the model as it goes from stage to stage, and what the stages need."""
 
-    def __init__(self, recipe: Recipe, data_dir: Path | None, output: Path, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, data_dir: Path | None, output: Path, device: torch.device, stages: Sequence[str] = ()
+    ) -> None:
+        """Build the model and check the data of the stages that will run (all of them when `stages` is empty)."""
         self._recipe, self._output = recipe, output
         self._data = StageData(recipe, data_dir)
         self._processor = self._make_processor()
         self._model = make_model(recipe, self._processor)
         adapters.inject_all(self._model, recipe)
         for stage in recipe.stages:
-            if isinstance(stage, SftStage | TokenizerStage):
+            if isinstance(stage, SftStage | TokenizerStage) and (not stages or stage.name in stages):
                 self._task(stage)  # a stage that the data does not fit is refused before the first one starts
         if distributed.is_main():
             claim_output(recipe, self._data.facts(), output)
@@ -110,22 +114,22 @@ class Run:
                 self._make_pairs(stage, stop)
             return
         set_trainable_for(self._model, self._recipe, stage)
-        directory = self._output / stage.name
+        directory, settings = self._output / stage.name, stage.loop.settings(self._recipe.seed)
+        if only_restore:  # its data need not be there
+            module = self._model.image_tokenizer if isinstance(stage, TokenizerStage) else self._model
+            Trainer(stage.name, cast(Task[Any], SimpleNamespace(module=module)), settings, directory).restore()
+            return
+        self._require_time(stage, stop)
         task = self._task(stage)
         hooks = [task.watch()] if isinstance(task, PreferenceTask) else []
-        settings = stage.loop.settings(self._recipe.seed)
         trainer = Trainer(stage.name, task, settings, directory, hooks, self._judges(stage))
-        if only_restore:
-            trainer.restore()
-        else:
-            self._require_time(stage, stop)
-            if isinstance(task, PreferenceTask):
-                task.prepare()
-            try:
-                trainer.run(stop)
-            finally:
-                if isinstance(task, SftTask):
-                    task.close()
+        if isinstance(task, PreferenceTask):
+            task.prepare()
+        try:
+            trainer.run(stop)
+        finally:
+            if isinstance(task, SftTask):
+                task.close()
 
     def _require_time(self, stage: Stage, stop: StopRequest) -> None:
         if stop.signal is not None:
@@ -135,21 +139,20 @@ class Run:
         """The task of a stage; it checks that the data has what the stage needs, and reads no picture yet."""
         recipe, model, schedule = self._recipe, self._model, self._recipe.stage_schedule(stage)
         if isinstance(stage, TokenizerStage):
-            stream = SampleStream(stage.name, stage.data, self._data.sources, 0.0, recipe.seed)
-            pictures = [conversation.drawings[0].image for conversation in self._data.validation["draw"]]
+            stream = SampleStream(stage.name, stage.data, self._data.sources(stage.data), 0.0, recipe.seed)
+            pictures = [conversation.drawings[0].image for conversation in self._data.validation(stage.data)["draw"]]
             return TokenizerTask(model.image_tokenizer, stream, pictures, schedule, stage, recipe.seed)
         cache = ImageCache(self._processor, model.image_tokenizer)
         if isinstance(stage, SftStage):
-            return SftTask(
-                model, self._processor, self._data.sources, cache, schedule, stage, recipe.seed, self._data.validation
-            )
+            sources, held_out = self._data.sources(stage.data), self._data.validation(stage.data)
+            return SftTask(model, self._processor, sources, cache, schedule, stage, recipe.seed, held_out)
         return self._preference_task(stage)
 
     def _judges(self, stage: TokenizerStage | SftStage | DpoStage) -> list[Judge]:
         if isinstance(stage, TokenizerStage) or stage.judge is None:
             return []
         seed, judge = self._recipe.seed, stage.judge
-        stream = SampleStream(f"{stage.name} judge", judge.data, self._data.sources, 0.0, seed)
+        stream = SampleStream(f"{stage.name} judge", judge.data, self._data.sources(judge.data), 0.0, seed)
         prompts = StreamPrompts(stream, judge.num_prompts)
         return [Judge(judge, self._model, self._processor, prompts, self._recipe.stage_schedule(stage), seed)]
 
@@ -187,7 +190,7 @@ class Run:
         return "bf16" if all(stage.loop.precision == "bf16" for stage in trained) else "fp32"
 
     def _make_pairs(self, stage: PairsStage, stop: StopRequest) -> None:
-        stream = SampleStream(stage.name, stage.data, self._data.sources, 0.0, self._recipe.seed)
+        stream = SampleStream(stage.name, stage.data, self._data.sources(stage.data), 0.0, self._recipe.seed)
         finished = run_pairs_stage(
             stage, self._whole_model(), self._processor, stream, self._recipe.stage_schedule(stage),
             self._output / stage.name, self._recipe.seed, lambda: stop.reason is not None,
@@ -218,11 +221,8 @@ class Run:
             name: sum(p.numel() for p in module.parameters()) / 1e6 for name, module in self._model.named_children()
         }
         sizes = ", ".join(f"{name} {millions:.2f}M" for name, millions in parts.items())
-        counts = {
-            name: ", ".join(f"{source.count(task):,} {task}" for task in sorted(source.tasks))
-            for name, source in self._data.sources.items()
-        }
-        return f"model: {sizes}\n" + "\n".join(f"source {name}: {text}" for name, text in counts.items())
+        lines = [f"source {name}: {text}" for name, text in self._data.summary().items()]
+        return "\n".join([f"model: {sizes}", *lines])
 
 
 def set_trainable_for(

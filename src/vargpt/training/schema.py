@@ -289,6 +289,8 @@ class PairsStage(_StageSection):
     def _can_choose(self) -> Self:
         if self.chosen == "sampled" and (self.scorer is None or self.num_samples < 2):
             raise ValueError("pairs of sampled pictures need a scorer and num_samples of at least 2")
+        if self.chosen == "given" and self.scorer is None and self.num_samples > 1:
+            raise ValueError("without a scorer one sample per prompt is used: set num_samples to 1, or give a scorer")
         return self
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +27,27 @@ _TEXT_SAMPLES = 4000
 
 
 class StageData:
-    """The sources of a recipe that its stages use.
+    """The sources of a recipe, each opened when a stage first needs it.
 
     Args:
         data_dir: where relative paths of sources start; None where the recipe needs none.
-
-    Raises:
-        ValueError: for a source that cannot be opened.
     """
 
     def __init__(self, recipe: Recipe, data_dir: Path | None) -> None:
         self._recipe, self.root = recipe, data_dir
-        self._entries: list[DataEntry] = []
-        for stage in recipe.stages:
-            self._entries += stage_entries(stage)
-        self.sources: dict[str, CheckedSource] = {
-            name: self._open(name) for name in dict.fromkeys(entry.source for entry in self._entries)
-        }
+        self._opened: dict[str, CheckedSource] = {}
+
+    def sources(self, entries: Sequence[DataEntry]) -> dict[str, CheckedSource]:
+        """The sources that a stage's data names.
+
+        Raises:
+            ValueError: for a source that cannot be opened.
+        """
+        names = dict.fromkeys(entry.source for entry in entries)
+        for name in names:
+            if name not in self._opened:
+                self._opened[name] = self._open(name)
+        return {name: self._opened[name] for name in names}
 
     def _open(self, name: str) -> CheckedSource:
         recipe, section = self._recipe, self._recipe.sources[name]
@@ -59,22 +62,22 @@ class StageData:
 
     def texts(self) -> Iterator[str]:
         """Words to train a text tokenizer on: of the training part, without the templates' wording where it can be."""
-        for name, source in self.sources.items():
+        entries = [entry for stage in self._recipe.stages for entry in stage_entries(stage)]
+        for name, source in self.sources(entries).items():
             if isinstance(source.source, FolderSource):
                 folder = source.source.folder
                 yield from (record.text for record in folder.split_images("train"))
                 yield from (edit.instruction for edit in folder.split_edits("train"))
                 continue
-            for task in sorted({entry.task for entry in self._entries if entry.source == name}):
+            for task in sorted({entry.task for entry in entries if entry.source == name}):
                 for index in range(min(source.count(task), _TEXT_SAMPLES)):
                     chance = chance_at(self._recipe.seed, f"source {name}", index, f"texts for {task}")
                     yield from _texts(source.sample(task, index, chance, 1.0).conversation)
 
-    @cached_property
-    def validation(self) -> dict[str, list[Conversation]]:
-        """Conversations by task that were set aside, in canonical wording; none of formats without such a part."""
+    def validation(self, entries: Sequence[DataEntry]) -> dict[str, list[Conversation]]:
+        """Conversations by task that sources set aside, in canonical wording; none of formats without such a part."""
         found: dict[str, list[Conversation]] = {"draw": [], "caption": [], "question": [], "edit": []}
-        for checked in self.sources.values():
+        for checked in self.sources(entries).values():
             source = checked.source
             if isinstance(source, FolderSource):
                 folder = source.folder
@@ -86,13 +89,20 @@ class StageData:
                     canonical_edit(folder.path(e.source), folder.path(e.target), e.instruction) for e in edits
                 ]
             elif isinstance(source, ScenesSource):
-                for task in TASKS:
+                for task in sorted({entry.task for entry in entries} & set(TASKS)):
                     found[task] += [source.validation(task, index) for index in range(VALIDATION_EXAMPLES)]
         return found
 
+    def summary(self) -> dict[str, str]:
+        """How many samples each opened source has, by task."""
+        return {
+            name: ", ".join(f"{source.count(task):,} {task}" for task in sorted(source.tasks))
+            for name, source in self._opened.items()
+        }
+
     def facts(self) -> dict[str, Any]:
-        """What identifies the records of every source: a result depends on them."""
-        return {name: source_facts(source) for name, source in self.sources.items()}
+        """What identifies the records of every source that was opened: a result depends on them."""
+        return {name: source_facts(source) for name, source in self._opened.items()}
 
 
 def source_facts(source: CheckedSource) -> dict[str, Any]:
