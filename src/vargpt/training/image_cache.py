@@ -9,11 +9,13 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vargpt.data.latents import LatentCache, encoder_fingerprint
 from vargpt.image_tokenizer import ImageTokenizer
 from vargpt.processing.conversation import DrawSource, UnderstandSource
 from vargpt.processing.images import PreparedImage
@@ -53,11 +55,19 @@ class ImageCache:
 
     Args:
         tokenizer: the image tokenizer, frozen while the cache lives.
+        disk: a folder that keeps latents between runs (`vargpt.data.latents`), or None.
         max_bytes: memory for patches, and again for latents.
     """
 
-    def __init__(self, processor: VargptProcessor, tokenizer: ImageTokenizer, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self,
+        processor: VargptProcessor,
+        tokenizer: ImageTokenizer,
+        disk: Path | None = None,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
         self._processor, self._tokenizer = processor, tokenizer
+        self._disk = disk
         self._patches, self._latents = RecentCache(max_bytes), RecentCache(max_bytes)
 
     def patches(self, source: UnderstandSource) -> PreparedImage:
@@ -80,6 +90,22 @@ class ImageCache:
     @torch.no_grad()
     def _features(self, source: DrawSource, schedule: ScaleSchedule, offset: tuple[float, float]) -> Tensor:
         pixels_3HW = self._processor.target(source, schedule, offset=offset)
+        if self._stored is None:
+            return self._encode(pixels_3HW)
+        return self._stored.get(pixels_3HW, lambda: self._encode(pixels_3HW))
+
+    @cached_property
+    def _stored(self) -> LatentCache | None:
+        """Opened when the first latent is wanted: by then the tokenizer is what it will be for the whole stage."""
+        return None if self._disk is None else LatentCache(self._disk, encoder_fingerprint(self._tokenizer))
+
+    def flush(self) -> None:
+        """Write the latents of this run that the disk does not have yet."""
+        if self._disk is not None and self._stored is not None:
+            self._stored.flush()
+
+    @torch.no_grad()
+    def _encode(self, pixels_3HW: Tensor) -> Tensor:
         device = self._tokenizer.encoder.conv_in.weight.device
         with torch.autocast(device.type, enabled=False):  # evaluations run under autocast, batches are made outside
             return self._tokenizer.features(pixels_3HW[None].to(device))[0].cpu()

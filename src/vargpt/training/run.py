@@ -16,6 +16,7 @@ import torch
 
 from vargpt.data.pair_records import image_tokenizer_hash
 from vargpt.data.pairs import PairFolder
+from vargpt.data.sources.open import open_preferences
 from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
 from vargpt.training import adapters, distributed
@@ -25,7 +26,9 @@ from vargpt.training.init_weights import make_model, make_processor
 from vargpt.training.judging import Judge
 from vargpt.training.output import PROCESSOR, claim_output, save_processor, save_result
 from vargpt.training.pairs_stage import StreamPrompts, run_pairs_stage
+from vargpt.training.preference_batches import Pairs
 from vargpt.training.preference_stage import PreferenceTask
+from vargpt.training.published_pairs import PublishedPairs
 from vargpt.training.recipe import load_recipe
 from vargpt.training.reference import Reference, make_reference
 from vargpt.training.schema import DpoStage, PairsStage, Recipe, SftStage, Stage, TokenizerStage
@@ -142,7 +145,8 @@ class Run:
             stream = SampleStream(stage.name, stage.data, self._data.sources(stage.data), 0.0, recipe.seed)
             pictures = [conversation.drawings[0].image for conversation in self._data.validation(stage.data)["draw"]]
             return TokenizerTask(model.image_tokenizer, stream, pictures, schedule, stage, recipe.seed)
-        cache = ImageCache(self._processor, model.image_tokenizer)
+        disk = None if recipe.latent_cache is None else (self._data.root or Path()) / recipe.latent_cache
+        cache = ImageCache(self._processor, model.image_tokenizer, disk)
         if isinstance(stage, SftStage):
             sources, held_out = self._data.sources(stage.data), self._data.validation(stage.data)
             return SftTask(model, self._processor, sources, cache, schedule, stage, recipe.seed, held_out)
@@ -158,14 +162,22 @@ class Run:
 
     def _preference_task(self, stage: DpoStage) -> PreferenceTask:
         """Its reference is the model as it stands now, so it is made when the stage begins, before its checkpoint."""
-        own = self._output / stage.pairs
-        pairs = PairFolder(own if own.is_dir() or self._data.root is None else self._data.root / stage.pairs)
-        fits = pairs.image_tokenizer == image_tokenizer_hash(self._model.image_tokenizer)
+        pairs, fits = self._pairs(stage)
         reference = self._reference(stage)
         seed, fraction = self._recipe.seed, self._recipe.validation_fraction
         return PreferenceTask(
             self._model, self._processor, pairs, stage, seed, reference, validation_fraction=fraction, bits_fit=fits
         )
+
+    def _pairs(self, stage: DpoStage) -> tuple[Pairs, bool]:
+        """The stage's pairs, and whether their bits are those of this model's image tokenizer."""
+        root = self._data.root or Path()
+        if stage.pairs in self._recipe.sources:
+            records = open_preferences(stage.pairs, self._recipe.sources[stage.pairs], root)
+            return PublishedPairs(records, self._processor, self._recipe.stage_schedule(stage)), False
+        own = self._output / stage.pairs
+        folder = PairFolder(own if own.is_dir() else root / stage.pairs)
+        return folder, folder.image_tokenizer == image_tokenizer_hash(self._model.image_tokenizer)
 
     def _reference(self, stage: DpoStage) -> Reference:
         twin = None

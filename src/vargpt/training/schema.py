@@ -114,13 +114,15 @@ class SourceSection(_Section):
 
     `folder`: images with `metadata.jsonl` (and `edits.jsonl`). `scenes`: drawn on the fly, `count` of them.
     `conversations`: our JSON lines. `official`, `official-preferences`: the published JSON. `llava`: LLaVA-style JSON.
-    `tar`, `parquet`: shards of captioned images or conversations (a glob pattern in `path`).
+    `tar`, `parquet`: shards of captioned images or conversations (a glob pattern in `path`). `style` is the family of
+    wordings that captions and edit pairs are made conversations with (`vargpt.data.instructions`).
     """
 
     format: Literal["folder", "scenes", "conversations", "official", "official-preferences", "llava", "tar", "parquet"]
     path: str = "."
     images: str | None = None
     on_error: Literal["stop", "skip"] = "stop"
+    style: Literal["short", "rich"] = "short"
     count: int | None = Field(None, gt=0)
 
 
@@ -295,7 +297,8 @@ class PairsStage(_StageSection):
 
 
 class DpoStage(_StageSection):
-    """Direct preference optimisation on the pairs of a `pairs` stage (its name) or a folder of pair shards.
+    """Direct preference optimisation on the pairs of a `pairs` stage (its name), of an `official-preferences` source
+    (its name), or of a folder of pair shards.
 
     The reference is the model as the stage finds it: a frozen `copy`, the base under disabled `adapters`, or its
     log-probabilities `precomputed` before the first step. `reference_noise: independent` gives policy and reference
@@ -361,6 +364,7 @@ class Recipe(_Section):
     model: ModelSection = ModelSection()
     init: InitSection = InitSection()
     sources: dict[str, SourceSection] = Field(default_factory=dict)
+    latent_cache: str | None = None
     export_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     frozen_dtype: Literal["bfloat16", "float32"] = "float32"
     stages: list[Stage] = Field(min_length=1)

@@ -77,7 +77,7 @@ class SftTask:
         validation: Mapping[str, Sequence[Conversation]] | None = None,
     ) -> None:
         self.module = model
-        self._processor, self._schedule, self._stage = processor, schedule, stage
+        self._processor, self._schedule, self._stage, self._cache = processor, schedule, stage, cache
         self._stream = SampleStream(stage.name, stage.data, sources, stage.variety, seed)
         self._maker = ExampleMaker(stage, model, processor, cache, schedule, seed)
         self._loader = Loader(self._example, stage.workers, depth=max(1, 2 * stage.loop.batch_size))
@@ -102,8 +102,9 @@ class SftTask:
         return self._maker.training(self._stream.at(position), position)
 
     def close(self) -> None:
-        """Stop preparing samples ahead."""
+        """Stop preparing samples ahead, and keep the latents that were made."""
         self._loader.close()
+        self._cache.flush()
 
     def _collate(self, examples: Sequence[Example]) -> list[MicroBatch]:
         loop, tokenizer = self._stage.loop, self.module.image_tokenizer

@@ -57,7 +57,13 @@ class StageData:
             )
         sides = [max(recipe.stage_schedule(stage).image_size) for stage in recipe.stages]
         return open_source(
-            name, section, self.root or Path(), recipe.validation_fraction, side=max(sides), seed=recipe.seed
+            name,
+            section,
+            self.root or Path(),
+            recipe.validation_fraction,
+            style=section.style,
+            side=max(sides),
+            seed=recipe.seed,
         )
 
     def texts(self) -> Iterator[str]:
