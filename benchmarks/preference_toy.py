@@ -36,13 +36,13 @@ from vargpt.preferences.scorers import Context
 from vargpt.processing.conversation import Conversation
 from vargpt.processing.processor import VargptProcessor
 from vargpt.sampling import Sampling
-from vargpt.training import trainer
-from vargpt.training.preference_logps import nats_per_bit, scale_weights
-from vargpt.training.preference_stage import PreferenceTask, logp_reduction
-from vargpt.training.reference import make_reference, run_pairs
+from vargpt.training.loop import trainer
+from vargpt.training.recipes.schema import DpoStage
 from vargpt.training.run import train
-from vargpt.training.schema import DpoStage
-from vargpt.training.trainable import set_trainable
+from vargpt.training.stages.preference_logps import nats_per_bit, scale_weights
+from vargpt.training.stages.preference_stage import PreferenceTask, logp_reduction
+from vargpt.training.stages.reference import make_reference, run_pairs
+from vargpt.training.weights.trainable import set_trainable
 
 SIDE = 32
 PICTURES = 192

@@ -46,8 +46,8 @@ def goldens(shared: Path) -> Path:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of an untrained model of a few thousand weights with the bundled model's anatomy: 64x64 px, 3 scales."""
     from vargpt.data.folder import ImageFolder, read_folder
-    from vargpt.training.build import build_model, build_processor
-    from vargpt.training.schema import Recipe
+    from vargpt.training.recipes.schema import Recipe
+    from vargpt.training.weights.build import build_model, build_processor
 
     recipe = Recipe.model_validate(
         {

@@ -14,7 +14,7 @@ import typer
 import typer.main
 
 from vargpt.cli import app, main
-from vargpt.training.recipe import load_recipe
+from vargpt.training.recipes.recipe import load_recipe
 
 REPO = Path(__file__).resolve().parents[1]
 README = (REPO / "README.md").read_text()

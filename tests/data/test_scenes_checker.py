@@ -65,6 +65,17 @@ def test_damaged_pictures_are_read(damage: str, least: float) -> None:
     assert np.mean(right) >= least
 
 
+def test_small_things_are_told_apart_when_they_are_blurred() -> None:
+    places = ((0.2, 0.25), (0.5, 0.75), (0.8, 0.3))
+    for shape in ("star", "cross", "diamond", "triangle"):
+        things = tuple(
+            Thing(shape, colour, "small", "plain", x, y)
+            for colour, (x, y) in zip(("pink", "green", "blue"), places, strict=True)
+        )
+        image = render_image(Scene(things), 64, 64).filter(ImageFilter.GaussianBlur(1.3))
+        assert sorted(thing.shape for thing in read(image).scene.things) == [shape] * 3
+
+
 def test_depth_is_seen() -> None:
     back, front = Thing("square", "yellow", "large", x=0.4), Thing("circle", "blue", x=0.67)
     assert score(render(Scene((back, front)), 64, 64), "a blue circle in front of a large yellow square") == 1.0

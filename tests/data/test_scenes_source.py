@@ -71,8 +71,8 @@ def test_preference_pairs_are_functions_of_seed_and_index() -> None:
     pair = preference_pair(0, 3)
     assert pair == preference_pair(0, 3) != preference_pair(0, 4)
     assert pair.chosen != pair.rejected
-    for index in range(30):
-        pair = preference_pair(1, index)
+    for index in range(120):
+        pair = preference_pair(1, index, kind="two")
         assert "unseen" not in (split_of(pair.chosen), split_of(pair.rejected))
 
 

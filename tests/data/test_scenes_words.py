@@ -85,6 +85,7 @@ def test_every_caption_is_read_back_and_holds() -> None:
         ),
         ("a red star and a ring. The star is above the hexagon.", None),
         ("two stars. The star is above the star.", None),
+        ("two stars and a ring. The star is above the ring.", None),
         ("a red blue star", None),
         ("a fox", None),
         ("six red stars", None),

@@ -31,7 +31,7 @@ def test_the_split_is_that_of_the_recipe(
     shutil.copytree(tiny_model, model)
     loop = "{steps: 1, batch_size: 1, learning_rate: 1}"
     (model / "recipe.yaml").write_text(
-        f"name: x\nvalidation_fraction: {fraction}\nstages: [{{kind: sft, loop: {loop}}}]\n"
+        f"name: x\nvalidation_fraction: {fraction}\nstages: [{{kind: sft, data: [{{task: draw}}], loop: {loop}}}]\n"
     )
     assert run(monkeypatch, model, "--data", repo_root / "examples", "-o", tmp_path / "report", "--limit", 2) == 0
     printed = capsys.readouterr().out.splitlines()

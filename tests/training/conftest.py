@@ -10,9 +10,9 @@ from training_helpers import recipe_with, write_data, write_recipe
 
 from vargpt.data.folder import ImageFolder, read_folder
 from vargpt.processing.processor import VargptProcessor
-from vargpt.training import trainer
-from vargpt.training.build import build_processor
+from vargpt.training.loop import trainer
 from vargpt.training.run import train
+from vargpt.training.weights.build import build_processor
 
 
 @pytest.fixture(scope="session", autouse=True)

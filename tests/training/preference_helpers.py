@@ -17,11 +17,11 @@ from vargpt.model import VargptForConditionalGeneration
 from vargpt.processing.conversation import Conversation, ImagePart, user
 from vargpt.processing.processor import VargptProcessor
 from vargpt.scales import ScaleSchedule
-from vargpt.training.preference_batches import PreferenceMicroBatch
-from vargpt.training.preference_stage import PreferenceTask
-from vargpt.training.reference import make_reference
-from vargpt.training.schema import DpoStage
-from vargpt.training.trainable import set_trainable
+from vargpt.training.recipes.schema import DpoStage
+from vargpt.training.stages.preference_batches import PreferenceMicroBatch
+from vargpt.training.stages.preference_stage import PreferenceTask
+from vargpt.training.stages.reference import make_reference
+from vargpt.training.weights.trainable import set_trainable
 
 SCHEDULE = ScaleSchedule.from_template(1.0, 3, stride=2)
 BITS = 6

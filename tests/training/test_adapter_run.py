@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from training_helpers import LOOP, write_data, write_recipe
 
-from vargpt.training.recipe import load_recipe
+from vargpt.training.recipes.recipe import load_recipe
 from vargpt.training.run import train
 
 LORA: dict[str, Any] = {

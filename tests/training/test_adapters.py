@@ -14,9 +14,9 @@ from torch import Tensor
 from vargpt.inputs import ModelInputs
 from vargpt.model import VargptForConditionalGeneration
 from vargpt.scales import ScaleSchedule
-from vargpt.training import adapters
-from vargpt.training.schema import Recipe
-from vargpt.training.trainable import is_adapter, set_trainable
+from vargpt.training.recipes.schema import Recipe
+from vargpt.training.weights import adapters
+from vargpt.training.weights.trainable import is_adapter, set_trainable
 
 LOOP = {"steps": 2, "batch_size": 2, "learning_rate": 0.01}
 SFT: dict[str, Any] = {"kind": "sft", "loop": LOOP, "data": [{"task": "draw"}]}

@@ -16,12 +16,12 @@ from vargpt.data.folder import ImageFolder
 from vargpt.inputs import ModelInputs
 from vargpt.processing.processor import VargptProcessor
 from vargpt.scales import ScaleSchedule
-from vargpt.training.build import build_model
-from vargpt.training.image_cache import ImageCache
-from vargpt.training.micro_batches import MicroBatch, make_micro_batch, split_rows
-from vargpt.training.sft_stage import SftTask
+from vargpt.training.samples.image_cache import ImageCache
+from vargpt.training.samples.micro_batches import MicroBatch, make_micro_batch, split_rows
+from vargpt.training.stages.sft_stage import SftTask
+from vargpt.training.stages.tokenizer_stage import TokenizerTask, load_targets, to_signed
 from vargpt.training.steps import draw_flips
-from vargpt.training.tokenizer_stage import TokenizerTask, load_targets, to_signed
+from vargpt.training.weights.build import build_model
 
 SCHEDULE = ScaleSchedule(1.0, 2)
 

@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vargpt.training import checkpoints, distributed
-from vargpt.training.averaging import MovingAverage
-from vargpt.training.checkpoints import find_latest, keep_only, list_checkpoints, save_checkpoint
-from vargpt.training.optim import build_optimizers
-from vargpt.training.output_lock import locked
-from vargpt.training.settings import LoopSettings
-from vargpt.training.training_state import TrainingState
+from vargpt.training import distributed
+from vargpt.training.loop import checkpoints
+from vargpt.training.loop.averaging import MovingAverage
+from vargpt.training.loop.checkpoints import find_latest, keep_only, list_checkpoints, save_checkpoint
+from vargpt.training.loop.optim import build_optimizers
+from vargpt.training.loop.output_lock import locked
+from vargpt.training.loop.settings import LoopSettings
+from vargpt.training.loop.training_state import TrainingState
 
 STATE = {
     "weight": torch.tensor([0.1, 0.7]),

@@ -24,10 +24,10 @@ from training_helpers import RECIPE, write_data
 
 from vargpt.data.pairs import DrawnImage, Pair, PairWriter
 from vargpt.processing.conversation import Conversation, ImagePart, user
-from vargpt.training.journal import read_journal
-from vargpt.training.recipe import load_recipe
+from vargpt.training.loop.journal import read_journal
+from vargpt.training.recipes.recipe import load_recipe
+from vargpt.training.recipes.schema import Recipe
 from vargpt.training.run import train
-from vargpt.training.schema import Recipe
 
 LOOP = {
     "steps": 20, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3, "log_every": 1, "evaluate_every": 100,
@@ -67,7 +67,7 @@ def write_pairs(folder: Path, schedule: Any) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything done with one rank here and with two under torchrun, which hand each other half-trained stages."""
     from vargpt.data.folder import read_folder
-    from vargpt.training.build import build_processor
+    from vargpt.training.weights.build import build_processor
 
     folder = tmp_path_factory.mktemp("ranks")
     write_data(folder / "data")

@@ -14,10 +14,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vargpt.model import VargptForConditionalGeneration
 from vargpt.scales import ScaleSchedule
-from vargpt.training import adapters
-from vargpt.training.flops import Adapter, Flops, RowShape, WorkCounter, tokenizer_flops, tokenizer_training_flops
-from vargpt.training.schema import LoraSection, TrainablePreset
-from vargpt.training.trainable import set_trainable
+from vargpt.training.planning.flops import (
+    Adapter,
+    Flops,
+    RowShape,
+    WorkCounter,
+    tokenizer_flops,
+    tokenizer_training_flops,
+)
+from vargpt.training.recipes.schema import LoraSection, TrainablePreset
+from vargpt.training.weights import adapters
+from vargpt.training.weights.trainable import set_trainable
 
 SCHEDULE = ScaleSchedule(1.0, 6, STRIDE)  # 265 tokens
 ROWS = 2

@@ -25,10 +25,10 @@ from vargpt.data.instructions import edit_conversation
 from vargpt.model import VargptForConditionalGeneration
 from vargpt.processing.text import train_text_tokenizer
 from vargpt.scales import ScaleSchedule
-from vargpt.training import adapters
-from vargpt.training.init_weights import make_model, make_processor, weight_dtype, with_new_rows
-from vargpt.training.schema import Recipe
-from vargpt.training.trainable import set_trainable
+from vargpt.training.recipes.schema import Recipe
+from vargpt.training.weights import adapters
+from vargpt.training.weights.init_weights import make_model, make_processor, weight_dtype, with_new_rows
+from vargpt.training.weights.trainable import set_trainable
 
 LOOP = {"steps": 2, "batch_size": 2, "learning_rate": 0.01}
 STAGE: dict[str, Any] = {"kind": "sft", "loop": LOOP, "data": [{"task": "draw"}], "trainable": "generation"}

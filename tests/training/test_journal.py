@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vargpt.training.journal import Journal, group_curves, plot_curves, read_journal
+from vargpt.training.loop.journal import Journal, group_curves, plot_curves, read_journal
 
 
 def write(path: Path, *lines: str) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from training_helpers import require_same
 
-from vargpt.training import checkpoints, trainer
+from vargpt.training.loop import checkpoints, trainer
 from vargpt.training.run import train
 
 OVERRIDES = [f"stages.{index}.loop.checkpoint_every=0.000001" for index in range(3)]

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vargpt.training.checkpoints import find_latest, list_checkpoints
-from vargpt.training.journal import read_journal
-from vargpt.training.trainer import LoopSettings, StopRequest, TimeLimitReached, Trainer, set_training_mode
+from vargpt.training.loop.checkpoints import find_latest, list_checkpoints
+from vargpt.training.loop.journal import read_journal
+from vargpt.training.loop.trainer import LoopSettings, StopRequest, TimeLimitReached, Trainer, set_training_mode
 
 SETTINGS = LoopSettings(
     steps=6, batch_size=2, learning_rate=0.1, precision="fp32", log_every=1, evaluate_every=4, checkpoint_every=1e9,

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from vargpt.training import progress, trackers
-from vargpt.training.averaging import MovingAverage
-from vargpt.training.checkpoints import find_latest
-from vargpt.training.journal import read_journal
-from vargpt.training.modes import recompute
-from vargpt.training.progress import Progress, format_count, format_duration, peak_flops, split_scale
-from vargpt.training.settings import LoopSettings
-from vargpt.training.stopping import StopRequest, TimeLimitReached
-from vargpt.training.trackers import open_trackers
-from vargpt.training.trainer import Trainer
+from vargpt.training.loop import progress, trackers
+from vargpt.training.loop.averaging import MovingAverage
+from vargpt.training.loop.checkpoints import find_latest
+from vargpt.training.loop.journal import read_journal
+from vargpt.training.loop.modes import recompute
+from vargpt.training.loop.progress import Progress, format_count, format_duration, peak_flops, split_scale
+from vargpt.training.loop.settings import LoopSettings
+from vargpt.training.loop.stopping import StopRequest, TimeLimitReached
+from vargpt.training.loop.trackers import open_trackers
+from vargpt.training.loop.trainer import Trainer
 
 SETTINGS = LoopSettings(
     steps=5, batch_size=4, learning_rate=0.05, precision="fp32", log_every=1, evaluate_every=2, checkpoint_every=1e9,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from vargpt.training.optim import build_optimizers, learning_rate_at, parameter_groups
-from vargpt.training.settings import LoopSettings
+from vargpt.training.loop.optim import build_optimizers, learning_rate_at, parameter_groups
+from vargpt.training.loop.settings import LoopSettings
 
 
 def test_learning_rate_by_literal_values():

@@ -12,10 +12,10 @@ from planning_helpers import small_model
 
 from vargpt.cli import app
 from vargpt.commands import training
-from vargpt.training.plan import Devices, Plan, planned_config
-from vargpt.training.plan import make_plan as plan_for
-from vargpt.training.plan_text import WIDTH, count, duration, number, render, table
-from vargpt.training.schema import Recipe
+from vargpt.training.planning.plan import Devices, Plan, planned_config
+from vargpt.training.planning.plan import make_plan as plan_for
+from vargpt.training.planning.plan_text import WIDTH, count, duration, number, render, table
+from vargpt.training.recipes.schema import Recipe
 
 LOOP: dict[str, Any] = {"steps": 10, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 0.01}
 SFT: dict[str, Any] = {"kind": "sft", "loop": LOOP, "data": [{"task": "draw"}]}

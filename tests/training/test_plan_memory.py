@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from vargpt.model import VargptForConditionalGeneration
 from vargpt.scales import ScaleSchedule
-from vargpt.training import adapters
-from vargpt.training.averaging import MovingAverage
-from vargpt.training.flops import RowShape, WorkCounter
-from vargpt.training.optim import build_optimizers
-from vargpt.training.plan_memory import (
+from vargpt.training.loop.averaging import MovingAverage
+from vargpt.training.loop.optim import build_optimizers
+from vargpt.training.loop.settings import LoopSettings
+from vargpt.training.planning.flops import RowShape, WorkCounter
+from vargpt.training.planning.plan_memory import (
     DECODER_BYTES,
     LANGUAGE_BYTES,
     VISION_BYTES,
@@ -25,9 +25,9 @@ from vargpt.training.plan_memory import (
     parameter_memory,
     tokenizer_activations,
 )
-from vargpt.training.schema import LoraSection, TrainablePreset
-from vargpt.training.settings import LoopSettings
-from vargpt.training.trainable import set_trainable
+from vargpt.training.recipes.schema import LoraSection, TrainablePreset
+from vargpt.training.weights import adapters
+from vargpt.training.weights.trainable import set_trainable
 
 SCHEDULE = ScaleSchedule(1.0, 3, 4)
 LOOP = LoopSettings(steps=2, batch_size=2, learning_rate=0.01)

@@ -27,8 +27,8 @@ from vargpt.data.pairs import DrawnImage
 from vargpt.model import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
 from vargpt.scales import ScaleSchedule
-from vargpt.training import preference_batches
-from vargpt.training.preference_batches import PreferenceMicroBatch
+from vargpt.training.stages import preference_batches
+from vargpt.training.stages.preference_batches import PreferenceMicroBatch
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from preference_helpers import tiny_pairs, tiny_policy, tiny_processor, tiny_sta
 
 from vargpt.model import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
-from vargpt.training import reference as references
-from vargpt.training.preference_stage import PreferenceTask
-from vargpt.training.reference import CopyReference, PrecomputedReference, frozen_copy, make_reference
-from vargpt.training.trainer import Trainer
+from vargpt.training.loop.trainer import Trainer
+from vargpt.training.stages import reference as references
+from vargpt.training.stages.preference_stage import PreferenceTask
+from vargpt.training.stages.reference import CopyReference, PrecomputedReference, frozen_copy, make_reference
 
 
 @pytest.fixture(scope="module")

@@ -27,13 +27,14 @@ from vargpt import losses
 from vargpt.model import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
 from vargpt.scales import ScaleSchedule
-from vargpt.training import adapters, preference_batches
-from vargpt.training.preference_batches import is_held_out
-from vargpt.training.preference_logps import scale_logps
-from vargpt.training.preference_stage import PreferenceTask
-from vargpt.training.reference import CopyReference, make_reference
-from vargpt.training.schema import DpoStage, LoraSection
-from vargpt.training.trainer import Trainer
+from vargpt.training.loop.trainer import Trainer
+from vargpt.training.recipes.schema import DpoStage, LoraSection
+from vargpt.training.stages import preference_batches
+from vargpt.training.stages.preference_batches import is_held_out
+from vargpt.training.stages.preference_logps import scale_logps
+from vargpt.training.stages.preference_stage import PreferenceTask
+from vargpt.training.stages.reference import CopyReference, make_reference
+from vargpt.training.weights import adapters
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def sigmoid_loss(margin: Tensor, beta: float, smoothing: float = 0.0) -> float:
         ({"beta": 0.5, "loss": "hinge"}, lambda margin: float((1 - 0.5 * margin).clamp(min=0).mean())),
         ({"beta": 0.5, "loss": "ipo"}, lambda margin: float(((margin - 1.0) ** 2).mean())),
     ],
-    ids=str,
+    ids=["default", "beta", "smoothing", "hinge", "ipo"],
 )
 def test_losses_by_hand(policy, processor, changes, expected) -> None:
     """Reference: chosen 1 nat less likely per scale-mean than rejected (6 bits in scale 0, so sums of -12 and -6)."""

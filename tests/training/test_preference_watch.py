@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vargpt.training.preference_watch import PreferenceWatch
+from vargpt.training.stages.preference_watch import PreferenceWatch
 
 
 def entry(chosen: float, rejected: float, accuracy: float = 0.75) -> dict[str, float]:

@@ -12,11 +12,11 @@ from training_helpers import LOOP, recipe_with, require_same, sft_task, write_re
 from vargpt.data.sources.open import open_preferences
 from vargpt.processing.processor import VargptProcessor
 from vargpt.scales import ScaleSchedule
-from vargpt.training.build import build_model
-from vargpt.training.image_cache import ImageCache
-from vargpt.training.journal import read_journal
-from vargpt.training.published_pairs import PublishedPairs
+from vargpt.training.loop.journal import read_journal
 from vargpt.training.run import train
+from vargpt.training.samples.image_cache import ImageCache
+from vargpt.training.stages.published_pairs import PublishedPairs
+from vargpt.training.weights.build import build_model
 
 SOURCES = {"pairs": {"format": "official-preferences", "path": "pairs.json"}}
 DPO = {"kind": "dpo", "pairs": "pairs", "loop": {**LOOP, "learning_rate": 1e-3}}
@@ -63,9 +63,14 @@ def test_latents_on_disk_change_nothing_and_are_found_again(
     train(recipe_file, data, tmp_path / "first", cached)
     require_same(uninterrupted, tmp_path / "first")
     assert list((tmp_path / "latents").glob("*/*.latents"))
-    encoded = []
+    encoded: list[torch.Tensor] = []
     encode = ImageCache._encode
-    monkeypatch.setattr(ImageCache, "_encode", lambda self, pixels: encoded.append(1) or encode(self, pixels))
+
+    def counted(self: ImageCache, pixels: torch.Tensor) -> torch.Tensor:
+        encoded.append(pixels)
+        return encode(self, pixels)
+
+    monkeypatch.setattr(ImageCache, "_encode", counted)
     train(recipe_file, data, tmp_path / "second", cached)
     require_same(uninterrupted, tmp_path / "second")
     assert not encoded

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from training_helpers import recipe_with, write_recipe
 
-from vargpt.training.build import build_model, build_processor
-from vargpt.training.recipe import load_recipe, save_recipe
-from vargpt.training.schema import DataEntry, SftStage, TokenizerStage
+from vargpt.training.recipes.recipe import load_recipe, save_recipe
+from vargpt.training.recipes.schema import DataEntry, SftStage, TokenizerStage
 from vargpt.training.stage_data import StageData
+from vargpt.training.weights.build import build_model, build_processor
 
 
 def message(path: Path, *overrides: str) -> str:

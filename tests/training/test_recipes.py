@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from vargpt.configuration import DecoderConfig, ImageTokenizerConfig
-from vargpt.training.plan import Devices, Plan, make_plan, planned_config
-from vargpt.training.plan_text import WIDTH, render
-from vargpt.training.recipe import load_recipe
-from vargpt.training.schema import DpoStage, PairsStage, SftStage
+from vargpt.training.planning.plan import Devices, Plan, make_plan, planned_config
+from vargpt.training.planning.plan_text import WIDTH, render
+from vargpt.training.recipes.recipe import load_recipe
+from vargpt.training.recipes.schema import DpoStage, PairsStage, SftStage
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -25,10 +25,10 @@ from test_kill import in_a_child
 from training_helpers import LOOP, RECIPE
 
 from vargpt.data.pairs import PairFolder
-from vargpt.training.journal import read_journal
-from vargpt.training.recipe import load_recipe
+from vargpt.training.loop.journal import read_journal
+from vargpt.training.recipes.recipe import load_recipe
+from vargpt.training.recipes.schema import PairsStage, Recipe
 from vargpt.training.run import train
-from vargpt.training.schema import PairsStage, Recipe
 
 DRAW = [{"source": "scenes", "task": "draw"}]
 DPO_LOOP = {**LOOP, "learning_rate": 1e-3}

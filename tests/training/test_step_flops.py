@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_helpers import recipe_with, sft_task
 
 from vargpt.processing.processor import VargptProcessor
-from vargpt.training import adapters
-from vargpt.training.build import build_model
-from vargpt.training.schema import SftStage
-from vargpt.training.trainable import set_trainable
+from vargpt.training.recipes.schema import SftStage
+from vargpt.training.weights import adapters
+from vargpt.training.weights.build import build_model
+from vargpt.training.weights.trainable import set_trainable
 
 
 @pytest.mark.parametrize(

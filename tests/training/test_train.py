@@ -28,13 +28,13 @@ from vargpt import VargptForConditionalGeneration, VargptProcessor
 from vargpt.checkpoint import tensor_files
 from vargpt.inference.pipeline import VargptPipeline
 from vargpt.model.modeling import VargptForConditionalGeneration as Model
-from vargpt.training.build import build_model
-from vargpt.training.journal import read_journal
+from vargpt.training.loop.journal import read_journal
+from vargpt.training.loop.trainer import TimeLimitReached, Trainer, build_optimizers
+from vargpt.training.recipes.schema import SftStage, TokenizerStage
 from vargpt.training.run import set_trainable_for, train
-from vargpt.training.schema import SftStage, TokenizerStage
-from vargpt.training.tokenizer_stage import TokenizerTask
-from vargpt.training.trainable import set_trainable
-from vargpt.training.trainer import TimeLimitReached, Trainer, build_optimizers
+from vargpt.training.stages.tokenizer_stage import TokenizerTask
+from vargpt.training.weights.build import build_model
+from vargpt.training.weights.trainable import set_trainable
 
 UNDERSTANDING = ("backbone.", "lm_head.")
 PROJECTORS = ("in_projector.", "out_projector.")
@@ -119,7 +119,7 @@ def test_sigterm_at_the_last_step_of_a_stage_stops_before_the_next(
         train(recipe_file, data, tmp_path)
     assert (tmp_path / "tokenizer" / "step-00000003").is_dir() and not (tmp_path / "names").exists()
     monkeypatch.undo()
-    monkeypatch.setattr("vargpt.training.trainer.plot_curves", lambda directory: None)
+    monkeypatch.setattr("vargpt.training.loop.trainer.plot_curves", lambda directory: None)
     train(recipe_file, data, tmp_path)
     require_same(uninterrupted, tmp_path)
 

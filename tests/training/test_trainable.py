@@ -10,8 +10,8 @@ from transformers import Qwen2VLConfig
 
 from vargpt.configuration import VargptConfig
 from vargpt.model import VargptForConditionalGeneration
-from vargpt.training.schema import TrainablePreset
-from vargpt.training.trainable import TRAINABLE, is_adapter, set_trainable
+from vargpt.training.recipes.schema import TrainablePreset
+from vargpt.training.weights.trainable import TRAINABLE, is_adapter, set_trainable
 
 VISION, MERGER, LANGUAGE, HEAD = 675_759_104, 44_575_744, 7_070_619_136, 544_997_376
 DECODER, PROJECTORS, START, TOKENIZER = 2_191_974_976, 11_539_968 + 20_190_720, 2048, 110_118_051

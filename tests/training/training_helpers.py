@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
-from vargpt.training.build import build_model
-from vargpt.training.examples import SampleStream
-from vargpt.training.image_cache import ImageCache
-from vargpt.training.schema import Recipe, SftStage, TokenizerStage
-from vargpt.training.sft_stage import SftTask
+from vargpt.training.recipes.schema import Recipe, SftStage, TokenizerStage
+from vargpt.training.samples.examples import SampleStream
+from vargpt.training.samples.image_cache import ImageCache
 from vargpt.training.stage_data import StageData
-from vargpt.training.tokenizer_stage import TokenizerTask
+from vargpt.training.stages.sft_stage import SftTask
+from vargpt.training.stages.tokenizer_stage import TokenizerTask
+from vargpt.training.weights.build import build_model
 
 COUNT = 12
 LOOP = {"steps": 3, "batch_size": 4, "learning_rate": 0.01, "log_every": 1, "evaluate_every": 2, "precision": "fp32"}

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from training_helpers import sft_task
 
 from vargpt.processing.processor import VargptProcessor
-from vargpt.training import distributed, trainer
-from vargpt.training.build import build_model
-from vargpt.training.recipe import load_recipe
+from vargpt.training import distributed
+from vargpt.training.loop import trainer
+from vargpt.training.loop.settings import LoopSettings
+from vargpt.training.loop.stopping import StopRequest, TimeLimitReached
+from vargpt.training.loop.trainer import Trainer
+from vargpt.training.recipes.recipe import load_recipe
 from vargpt.training.run import train
-from vargpt.training.settings import LoopSettings
-from vargpt.training.stopping import StopRequest, TimeLimitReached
-from vargpt.training.trainable import set_trainable
-from vargpt.training.trainer import Trainer
+from vargpt.training.weights.build import build_model
+from vargpt.training.weights.trainable import set_trainable
 
 HANDOVER = LoopSettings(
     steps=6, batch_size=4, learning_rate=3e-3, precision="fp32", log_every=1, evaluate_every=5, ema=0.7, trackers=(),

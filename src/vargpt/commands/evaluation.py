@@ -49,7 +49,7 @@ def evaluate(
 def trained_split(model: str) -> float:
     """Share of the pictures that a model's training set aside: by the recipe in its folder, else the default."""
     from vargpt.data.folder import VALIDATION_FRACTION
-    from vargpt.training.recipe import load_recipe
+    from vargpt.training.recipes.recipe import load_recipe
 
     recipe = Path(model) / "recipe.yaml"
     return load_recipe(recipe).validation_fraction if recipe.is_file() else VALIDATION_FRACTION

@@ -54,7 +54,7 @@ def prefer(options: PreferOptions) -> int:
     from vargpt.preferences.report import PAGE, REPORT
     from vargpt.preferences.sample import ModelPainter
     from vargpt.preferences.scorers import load_scorer
-    from vargpt.training.stopping import StopRequest
+    from vargpt.training.loop.stopping import StopRequest
 
     stop = StopRequest(None if options.time_limit is None else parse_duration(options.time_limit))
     plan, scorer = _plan(options), None if options.scorer is None else load_scorer(options.scorer)

@@ -22,14 +22,17 @@ def train(
         raise ValueError(f"{output}: is a file, expected a folder for checkpoints")
     seconds = None if time_limit is None else parse_duration(time_limit)
     names = _stage_names(stages)
+    from vargpt.training import distributed
+    from vargpt.training.loop.trainer import TimeLimitReached
     from vargpt.training.run import train as run
-    from vargpt.training.trainer import TimeLimitReached
 
     try:
         print(run(recipe, data, output, overrides, names, seconds))
     except TimeLimitReached as stopped:
         print(f"vargpt: {stopped}", file=sys.stderr)
         return STOPPED
+    finally:
+        distributed.shutdown()
     return 0
 
 
@@ -46,9 +49,9 @@ def dry_run(
 
     One GPU of 80 GB at 30% of its peak where nothing else is said. Return the exit status.
     """
-    from vargpt.training.plan import Devices, make_plan
-    from vargpt.training.plan_text import render
-    from vargpt.training.recipe import load_recipe
+    from vargpt.training.planning.plan import Devices, make_plan
+    from vargpt.training.planning.plan_text import render
+    from vargpt.training.recipes.recipe import load_recipe
 
     devices = Devices(
         1 if gpus is None else gpus,

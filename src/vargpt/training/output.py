@@ -20,8 +20,8 @@ import torch
 from vargpt.configuration import VargptConfig
 from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
-from vargpt.training.recipe import load_recipe, save_recipe
-from vargpt.training.schema import Recipe
+from vargpt.training.recipes.recipe import load_recipe, save_recipe
+from vargpt.training.recipes.schema import Recipe
 
 PROCESSOR = "processor"
 """Folder of the processor inside the output: text tokenizers are trained once per run."""

@@ -19,24 +19,25 @@ from vargpt.data.pairs import PairFolder
 from vargpt.data.sources.open import open_preferences
 from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
-from vargpt.training import adapters, distributed
-from vargpt.training.examples import SampleStream
-from vargpt.training.image_cache import ImageCache
-from vargpt.training.init_weights import make_model, make_processor
-from vargpt.training.judging import Judge
+from vargpt.training import distributed
+from vargpt.training.loop.trainer import StopRequest, Task, TimeLimitReached, Trainer
 from vargpt.training.output import PROCESSOR, claim_output, save_processor, save_result
-from vargpt.training.pairs_stage import StreamPrompts, run_pairs_stage
-from vargpt.training.preference_batches import Pairs
-from vargpt.training.preference_stage import PreferenceTask
-from vargpt.training.published_pairs import PublishedPairs
-from vargpt.training.recipe import load_recipe
-from vargpt.training.reference import Reference, make_reference
-from vargpt.training.schema import DpoStage, PairsStage, Recipe, SftStage, Stage, TokenizerStage
-from vargpt.training.sft_stage import SftTask
+from vargpt.training.recipes.recipe import load_recipe
+from vargpt.training.recipes.schema import DpoStage, PairsStage, Recipe, SftStage, Stage, TokenizerStage
+from vargpt.training.samples.examples import SampleStream
+from vargpt.training.samples.image_cache import ImageCache
 from vargpt.training.stage_data import StageData
-from vargpt.training.tokenizer_stage import TokenizerTask
-from vargpt.training.trainable import set_trainable
-from vargpt.training.trainer import StopRequest, Task, TimeLimitReached, Trainer
+from vargpt.training.stages.judging import Judge
+from vargpt.training.stages.pairs_stage import StreamPrompts, run_pairs_stage
+from vargpt.training.stages.preference_batches import Pairs
+from vargpt.training.stages.preference_stage import PreferenceTask
+from vargpt.training.stages.published_pairs import PublishedPairs
+from vargpt.training.stages.reference import Reference, make_reference
+from vargpt.training.stages.sft_stage import SftTask
+from vargpt.training.stages.tokenizer_stage import TokenizerTask
+from vargpt.training.weights import adapters
+from vargpt.training.weights.init_weights import make_model, make_processor
+from vargpt.training.weights.trainable import set_trainable
 
 
 def train(

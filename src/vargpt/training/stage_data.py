@@ -18,7 +18,7 @@ from vargpt.data.sources.open import open_source
 from vargpt.data.sources.policy import CheckedSource
 from vargpt.data.sources.scenes import ScenesSource
 from vargpt.processing.conversation import Conversation, TextPart
-from vargpt.training.schema import DataEntry, Recipe, stage_entries
+from vargpt.training.recipes.schema import DataEntry, Recipe, stage_entries
 from vargpt.training.steps import chance_at
 
 VALIDATION_EXAMPLES = 64
@@ -95,7 +95,8 @@ class StageData:
                     canonical_edit(folder.path(e.source), folder.path(e.target), e.instruction) for e in edits
                 ]
             elif isinstance(source, ScenesSource):
-                for task in sorted({entry.task for entry in entries} & set(TASKS)):
+                wanted = {entry.task for entry in entries}
+                for task in (task for task in TASKS if task in wanted):
                     found[task] += [source.validation(task, index) for index in range(VALIDATION_EXAMPLES)]
         return found
 

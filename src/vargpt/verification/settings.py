@@ -21,7 +21,7 @@ from vargpt.model import VargptForConditionalGeneration
 from vargpt.model.blocks import MAX_LOG_SCALE, DropPath
 from vargpt.sampling import Sampling
 from vargpt.scales import BUDGETS, ScaleSchedule
-from vargpt.training.schema import SftStage
+from vargpt.training.recipes.schema import SftStage
 from vargpt.verification.compare import Report
 from vargpt.verification.goldens import Goldens
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vargpt.training import distributed
-from vargpt.training.settings import LoopSettings
+from vargpt.training.loop.settings import LoopSettings
 
 
 def set_training_mode(module: nn.Module) -> None:

@@ -22,11 +22,11 @@ from vargpt.processing.conversation import Conversation
 from vargpt.processing.processor import VargptProcessor
 from vargpt.scales import ScaleSchedule
 from vargpt.training import distributed
-from vargpt.training.examples import ExampleMaker, SampleStream
-from vargpt.training.flops import WorkCounter
-from vargpt.training.image_cache import ImageCache
-from vargpt.training.micro_batches import Example, MicroBatch, group_examples, make_micro_batch
-from vargpt.training.schema import SftStage
+from vargpt.training.planning.flops import WorkCounter
+from vargpt.training.recipes.schema import SftStage
+from vargpt.training.samples.examples import ExampleMaker, SampleStream
+from vargpt.training.samples.image_cache import ImageCache
+from vargpt.training.samples.micro_batches import Example, MicroBatch, group_examples, make_micro_batch
 
 _SHORT = 128
 """Columns up to which the plain SDPA backend is faster on a CPU (its backward is 3 times faster below 100)."""

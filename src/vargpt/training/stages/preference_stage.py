@@ -24,8 +24,9 @@ from vargpt.losses import LogpReduction
 from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
 from vargpt.training import distributed
-from vargpt.training.flops import WorkCounter
-from vargpt.training.preference_batches import (
+from vargpt.training.planning.flops import WorkCounter
+from vargpt.training.recipes.schema import DpoStage
+from vargpt.training.stages.preference_batches import (
     PairMaker,
     PairOrder,
     Pairs,
@@ -34,11 +35,10 @@ from vargpt.training.preference_batches import (
     group_pairs,
     make_micro_batch,
 )
-from vargpt.training.preference_logps import nats_per_bit, scale_weights
-from vargpt.training.preference_watch import PreferenceWatch
-from vargpt.training.reference import PrecomputedReference, Reference, run_pairs
-from vargpt.training.schema import DpoStage
-from vargpt.training.sft_stage import keep_in_graph
+from vargpt.training.stages.preference_logps import nats_per_bit, scale_weights
+from vargpt.training.stages.preference_watch import PreferenceWatch
+from vargpt.training.stages.reference import PrecomputedReference, Reference, run_pairs
+from vargpt.training.stages.sft_stage import keep_in_graph
 
 _MOST_VALIDATION_PAIRS = 64
 
@@ -69,7 +69,7 @@ class PreferenceTask:
 
     Args:
         pairs: random access by number.
-        reference: see `vargpt.training.reference.make_reference`; made before the policy moves.
+        reference: see `vargpt.training.stages.reference.make_reference`; made before the policy moves.
         validation_fraction: share of the pairs that is set aside, by the hash of their keys.
         bits_fit: the pairs' bits were made by the model's own image tokenizer; otherwise their pictures are encoded.
 

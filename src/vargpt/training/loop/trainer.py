@@ -18,18 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from vargpt.training import distributed
-from vargpt.training.averaging import MovingAverage
-from vargpt.training.checkpoints import find_latest, keep_only, save_checkpoint
-from vargpt.training.journal import Journal, plot_curves
-from vargpt.training.modes import block_options, set_training_mode
-from vargpt.training.optim import build_optimizers, learning_rate_at
-from vargpt.training.output_lock import locked
-from vargpt.training.progress import Progress
-from vargpt.training.settings import LoopSettings
+from vargpt.training.loop.averaging import MovingAverage
+from vargpt.training.loop.checkpoints import find_latest, keep_only, save_checkpoint
+from vargpt.training.loop.journal import Journal, plot_curves
+from vargpt.training.loop.modes import block_options, set_training_mode
+from vargpt.training.loop.optim import build_optimizers, learning_rate_at
+from vargpt.training.loop.output_lock import locked
+from vargpt.training.loop.progress import Progress
+from vargpt.training.loop.settings import LoopSettings
+from vargpt.training.loop.stopping import StopRequest, TimeLimitReached
+from vargpt.training.loop.trackers import Tracker, open_trackers
+from vargpt.training.loop.training_state import TrainingState
 from vargpt.training.steps import stream_seed
-from vargpt.training.stopping import StopRequest, TimeLimitReached
-from vargpt.training.trackers import Tracker, open_trackers
-from vargpt.training.training_state import TrainingState
 
 __all__ = [
     "Evaluator",

@@ -18,9 +18,9 @@ from vargpt.processing.conversation import Conversation, DrawPart, DrawSource, I
 from vargpt.processing.images import open_image
 from vargpt.processing.processor import VargptProcessor
 from vargpt.scales import ScaleSchedule
-from vargpt.training.image_cache import ImageCache
-from vargpt.training.micro_batches import DrawnTarget, Example
-from vargpt.training.schema import DataEntry, SftStage
+from vargpt.training.recipes.schema import DataEntry, SftStage
+from vargpt.training.samples.image_cache import ImageCache
+from vargpt.training.samples.micro_batches import DrawnTarget, Example
 from vargpt.training.steps import chance_at, draw_flips, stream_seed
 
 

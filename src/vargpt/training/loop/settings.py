@@ -1,6 +1,6 @@
 """What the loop is told: the settings of one stage, with units.
 
-Invariant: plain values, complete and immutable; the schema of recipes (`vargpt.training.schema`) makes them.
+Invariant: plain values, complete and immutable; the schema of recipes (`vargpt.training.recipes.schema`) makes them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The schema of a recipe: every key that a recipe may have, with its default and what it means.
 
 Invariant: a section that validates is complete and consistent by itself; what needs the data or the model is checked by
-`vargpt.training.run`. Keys that the schema does not know are refused (see `vargpt.training.recipe`).
+`vargpt.training.run`. Keys that the schema does not know are refused (see `vargpt.training.recipes.recipe`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vargpt.image_tokenizer.training_loss import TokenizerLossWeights
 from vargpt.scales import NUM_TEMPLATE_SCALES, ScaleSchedule
-from vargpt.training.trainer import LoopSettings
+from vargpt.training.loop.settings import LoopSettings
 
 StageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 """Lower-case letters, digits, - and _: it is the name of a folder."""
@@ -216,7 +216,7 @@ TrainablePreset = Literal[
     "projectors_and_start",
     "none",
 ]
-"""Named sets of parameters (spec 9.1); see `vargpt.training.build.TRAINABLE`."""
+"""Named sets of parameters (spec 9.1); see `vargpt.training.weights.build.TRAINABLE`."""
 
 
 class LoraSection(_Section):

@@ -26,11 +26,12 @@ from vargpt.inputs import ModelInputs
 from vargpt.model.blocks import DropPath
 from vargpt.model.modeling import VargptForConditionalGeneration, VargptOutput
 from vargpt.scales import NUM_TEMPLATE_SCALES
-from vargpt.training import adapters, distributed
-from vargpt.training.preference_batches import PreferenceMicroBatch
-from vargpt.training.preference_logps import scale_logps
-from vargpt.training.schema import DpoStage
-from vargpt.training.sft_stage import short_sequence_attention
+from vargpt.training import distributed
+from vargpt.training.recipes.schema import DpoStage
+from vargpt.training.stages.preference_batches import PreferenceMicroBatch
+from vargpt.training.stages.preference_logps import scale_logps
+from vargpt.training.stages.sft_stage import short_sequence_attention
+from vargpt.training.weights import adapters
 
 _PIECE_POSITIONS = 4096
 _TOLERANCE = 0.02

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from vargpt.training.plan import Plan, StagePlan
+from vargpt.training.planning.plan import Plan, StagePlan
 
 WIDTH = 100
 _MEMORY = ("weights", "gradients", "optimizer", "averages", "reference", "gathered", "activations", "cache")

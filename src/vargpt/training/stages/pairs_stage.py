@@ -22,8 +22,8 @@ from vargpt.processing.processor import VargptProcessor
 from vargpt.sampling import Sampling
 from vargpt.scales import ScaleSchedule
 from vargpt.training import distributed
-from vargpt.training.examples import SampleStream
-from vargpt.training.schema import PairsStage, SamplingSection
+from vargpt.training.recipes.schema import PairsStage, SamplingSection
+from vargpt.training.samples.examples import SampleStream
 
 
 def sampling_of(section: SamplingSection) -> Sampling:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vargpt.training.settings import LoopSettings
+from vargpt.training.loop.settings import LoopSettings
 
 _MUON_PARTS = (".layers.", ".blocks.", "projector.", ".merger.")
 """Names of the matrices that Muon may take: those inside blocks, projectors and the vision merger."""

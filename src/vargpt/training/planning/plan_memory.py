@@ -18,9 +18,9 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vargpt.model.modeling import VargptForConditionalGeneration
-from vargpt.training.flops import RowShape, WorkCounter
-from vargpt.training.optim import muon_takes
-from vargpt.training.settings import LoopSettings
+from vargpt.training.loop.optim import muon_takes
+from vargpt.training.loop.settings import LoopSettings
+from vargpt.training.planning.flops import RowShape, WorkCounter
 
 Bytes = dict[str, float]
 """Kind of memory -> bytes on one device."""

@@ -15,8 +15,8 @@ from vargpt.preferences.scorers import load_scorer, score_pictures
 from vargpt.processing.processor import VargptProcessor
 from vargpt.scales import ScaleSchedule
 from vargpt.training import distributed
-from vargpt.training.pairs_stage import StreamPrompts, sampling_of
-from vargpt.training.schema import JudgeSection
+from vargpt.training.recipes.schema import JudgeSection
+from vargpt.training.stages.pairs_stage import StreamPrompts, sampling_of
 
 
 class Judge:

@@ -21,9 +21,7 @@ from vargpt.configuration import VargptConfig
 from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.processing.text import SPECIAL_TOKENS, SpecialIds
 from vargpt.scales import ScaleSchedule
-from vargpt.training.adapters import adapter_size, lora_stages, target_layers
-from vargpt.training.build import config_of
-from vargpt.training.flops import (
+from vargpt.training.planning.flops import (
     Adapter,
     Flops,
     RowShape,
@@ -31,8 +29,7 @@ from vargpt.training.flops import (
     tokenizer_flops,
     tokenizer_training_flops,
 )
-from vargpt.training.init_weights import weight_dtype
-from vargpt.training.plan_memory import (
+from vargpt.training.planning.plan_memory import (
     WORKSPACE,
     Bytes,
     Sizes,
@@ -42,8 +39,11 @@ from vargpt.training.plan_memory import (
     sampling_memory,
     tokenizer_activations,
 )
-from vargpt.training.schema import DpoStage, PairsStage, Recipe, SftStage, Stage, TokenizerStage
-from vargpt.training.trainable import set_trainable
+from vargpt.training.recipes.schema import DpoStage, PairsStage, Recipe, SftStage, Stage, TokenizerStage
+from vargpt.training.weights.adapters import adapter_size, lora_stages, target_layers
+from vargpt.training.weights.build import config_of
+from vargpt.training.weights.init_weights import weight_dtype
+from vargpt.training.weights.trainable import set_trainable
 
 TASK_WORDS = {"draw": (50, 35), "caption": (45, 40), "edit": (45, 10), "question": (60, 25), "chat": (200, 160)}
 """Task -> text tokens before the answer and of the answer, chat format included."""
@@ -108,7 +108,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of all stages; `render` in `vargpt.training.plan_text` prints it."""
+    """The plan of all stages; `render` in `vargpt.training.planning.plan_text` prints it."""
 
     recipe: str
     devices: Devices

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vargpt.training.schema import DpoStage, LoraSection, Recipe, SftStage
+from vargpt.training.recipes.schema import DpoStage, LoraSection, Recipe, SftStage
 from vargpt.training.steps import stream_seed
-from vargpt.training.trainable import is_adapter
+from vargpt.training.weights.trainable import is_adapter
 
 _NEVER = re.compile(r"decoder\.blocks\.\d+\.(self_attention\.qkv|cross_attention\.kv)|image_tokenizer\..*")
 """The decoder uses the weights of these layers directly (its biases are parts), so an adapter there would be skipped;

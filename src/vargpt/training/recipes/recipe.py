@@ -1,4 +1,4 @@
-"""Recipes: the YAML files that say how a model is made, stage by stage (schema in `vargpt.training.schema`).
+"""Recipes: the YAML files that say how a model is made, stage by stage (schema in `vargpt.training.recipes.schema`).
 
 Invariant: a recipe that parses is complete (every default is filled in, and the resolved form is written beside the
 results), and a key that the schema does not know is refused with the nearest name that it does.
@@ -14,7 +14,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from vargpt.training.schema import STAGE_KINDS, Recipe
+from vargpt.training.recipes.schema import STAGE_KINDS, Recipe
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:

@@ -1,7 +1,7 @@
 """Named sets of parameters: what a stage trains and what stays bitwise as it is.
 
 Invariant: a preset is a list of name prefixes of the whole model; the image tokenizer is in none of them (`kind:
-tokenizer` trains it), and adapters belong to their stage (`vargpt.training.adapters`), not to a preset.
+tokenizer` trains it), and adapters belong to their stage (`vargpt.training.weights.adapters`), not to a preset.
 
 | preset                 | trains                                        | paper   | code      |
 |------------------------|-----------------------------------------------|---------|-----------|
@@ -26,7 +26,7 @@ import re
 
 from torch import nn
 
-from vargpt.training.schema import TrainablePreset
+from vargpt.training.recipes.schema import TrainablePreset
 
 _MERGER = ("backbone.visual.merger.",)
 _VISION = ("backbone.visual.",)

@@ -17,7 +17,7 @@ from vargpt.image_tokenizer.initialization import initialize
 from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
 from vargpt.processing.text import SpecialIds
-from vargpt.training.schema import Recipe
+from vargpt.training.recipes.schema import Recipe
 
 _ROPE_THETA = 10_000.0
 

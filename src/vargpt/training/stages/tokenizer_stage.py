@@ -20,9 +20,9 @@ from vargpt.processing.conversation import DrawSource
 from vargpt.processing.images import open_image, target_pixels
 from vargpt.scales import ScaleSchedule
 from vargpt.training import distributed
-from vargpt.training.examples import SampleStream
-from vargpt.training.image_cache import MAX_BYTES, RecentCache
-from vargpt.training.schema import TokenizerStage
+from vargpt.training.recipes.schema import TokenizerStage
+from vargpt.training.samples.examples import SampleStream
+from vargpt.training.samples.image_cache import MAX_BYTES, RecentCache
 from vargpt.training.steps import stream_seed
 
 _EVALUATION_BATCH = 64

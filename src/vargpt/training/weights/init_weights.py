@@ -44,9 +44,9 @@ from vargpt.image_tokenizer import ImageTokenizer
 from vargpt.image_tokenizer.initialization import initialize
 from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
-from vargpt.training.build import build_config, build_model, build_processor
-from vargpt.training.schema import DpoStage, Recipe, SftStage
-from vargpt.training.trainable import TRAINABLE
+from vargpt.training.recipes.schema import DpoStage, Recipe, SftStage
+from vargpt.training.weights.build import build_config, build_model, build_processor
+from vargpt.training.weights.trainable import TRAINABLE
 
 Given = dict[str, Callable[[], Tensor]]
 """Our name of a weight -> how to read it, in the type that it is stored in."""

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vargpt.training.progress import split_scale
+from vargpt.training.loop.progress import split_scale
 
 
 class Journal:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vargpt.training.checkpoints import Checkpoint
+from vargpt.training.loop.checkpoints import Checkpoint
 
 Named = dict[str, nn.Parameter]
 

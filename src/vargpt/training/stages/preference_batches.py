@@ -29,8 +29,8 @@ from vargpt.processing.collate import Encoded
 from vargpt.processing.conversation import Conversation, DrawPart, Message, assistant
 from vargpt.processing.processor import VargptProcessor
 from vargpt.scales import ScaleSchedule
-from vargpt.training.micro_batches import filler_row, split_rows
-from vargpt.training.schema import DpoStage
+from vargpt.training.recipes.schema import DpoStage
+from vargpt.training.samples.micro_batches import filler_row, split_rows
 from vargpt.training.steps import chance_at, draw_flips, stream_seed
 
 _MOST_TRIES = 10_000

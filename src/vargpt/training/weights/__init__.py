@@ -1,0 +1,1 @@
+"""Which weights there are: built, loaded, trained, adapted."""
