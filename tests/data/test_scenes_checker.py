@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 
 import numpy as np
@@ -67,12 +68,13 @@ def test_damaged_pictures_are_read(damage: str, least: float) -> None:
 
 def test_small_things_are_told_apart_when_they_are_blurred() -> None:
     places = ((0.2, 0.25), (0.5, 0.75), (0.8, 0.3))
-    for shape in ("star", "cross", "diamond", "triangle"):
+    for shape, colours in itertools.product(
+        ("ring", "star", "cross"), (("pink", "green", "blue"), ("red", "yellow", "purple"))
+    ):
         things = tuple(
-            Thing(shape, colour, "small", "plain", x, y)
-            for colour, (x, y) in zip(("pink", "green", "blue"), places, strict=True)
+            Thing(shape, colour, "small", "plain", x, y) for colour, (x, y) in zip(colours, places, strict=True)
         )
-        image = render_image(Scene(things), 64, 64).filter(ImageFilter.GaussianBlur(1.3))
+        image = render_image(Scene(things), 64, 64).filter(ImageFilter.GaussianBlur(1.7))
         assert sorted(thing.shape for thing in read(image).scene.things) == [shape] * 3
 
 

@@ -27,7 +27,9 @@ def train(
     from vargpt.training.run import train as run
 
     try:
-        print(run(recipe, data, output, overrides, names, seconds))
+        model = run(recipe, data, output, overrides, names, seconds)
+        if distributed.is_main():
+            print(model)
     except TimeLimitReached as stopped:
         print(f"vargpt: {stopped}", file=sys.stderr)
         return STOPPED

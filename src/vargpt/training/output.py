@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
-import subprocess
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import torch
 
 from vargpt.configuration import VargptConfig
 from vargpt.model.modeling import VargptForConditionalGeneration
+from vargpt.preferences.origin import origin
 from vargpt.processing.processor import VargptProcessor
 from vargpt.training.recipes.recipe import load_recipe, save_recipe
 from vargpt.training.recipes.schema import Recipe
@@ -63,12 +61,8 @@ def claim_output(recipe: Recipe, data: dict[str, Any], output: Path) -> None:
 
 def run_facts() -> dict[str, Any]:
     """What a result depends on beside recipe and data: versions, commit, threads, device."""
-    return {
-        "vargpt": _version("vargpt"), "commit": _commit(), "torch": torch.__version__,
-        "transformers": _version("transformers"), "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }  # fmt: skip
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {**origin(), "threads": torch.get_num_threads(), "device": device}
 
 
 def save_result(
@@ -112,25 +106,6 @@ def save_processor(processor: VargptProcessor, destination: Path) -> None:
         os.replace(scratch / "new", destination)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """Commit of the checkout that this code runs from; None for an installed package."""
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
 
 
 def _require_same(output: Path, what: str, old: Any, new: Any) -> None:

@@ -72,7 +72,7 @@ def spoil(scene: Scene, facts: Facts, generator: random.Random) -> Scene | None:
         else:
             edit = make_edit(scene, generator)
             wrong = edit.target if edit is not None else None
-        if wrong is None or not is_legible(wrong) or split_of(wrong) == "unseen" != split_of(scene):
+        if wrong is None or not is_legible(wrong) or split_of(wrong) not in ("train", split_of(scene)):
             continue
         if share_that_holds(judge(facts, wrong)) < 1.0:
             return wrong
