@@ -29,7 +29,7 @@ figcaption { font-size: 12px; color: #666; } svg { display: block; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 14px; }
 .pair { border: 1px solid #e3e3e3; border-radius: 8px; padding: 10px; }
 .pair p { margin: 0 0 6px; font-size: 13px; overflow-wrap: anywhere; } .sides { display: flex; gap: 10px; }
-.side { font-size: 12px; color: #666; width: 96px; } .side b { display: block; }
+.side { font-size: 12px; color: #666; width: 104px; } .side b { display: block; white-space: nowrap; }
 .side img { width: 96px; height: auto; border-radius: 5px; border: 1px solid #eee; display: block; }
 .better b { color: #1f8a4c; } .worse b { color: #b3402f; } pre { font-size: 12px; white-space: pre-wrap; color: #666; }
 """
