@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from vargpt.data.scenes.source import scene_example
+from vargpt.data.scenes.world import split_of
 from vargpt.data.sources.open import open_source
+from vargpt.data.sources.scenes import ScenesSource
 
 
 def test_scenes_open_without_files_and_repeat_themselves():
@@ -24,3 +26,13 @@ def test_scenes_open_without_files_and_repeat_themselves():
         source.sample("draw", 50, random.Random(0), 0.0)
     with pytest.raises(ValueError, match="count must be at least 1, got -1"):
         open_source("world", SimpleNamespace(**{**vars(settings), "count": -1}))
+
+
+def test_what_validation_shows_is_in_no_sample():
+    source = ScenesSource("world", 40, 32)
+    for index in range(12):
+        conversation = source.validation("draw", index)
+        scene = scene_example(0, index, "draw", height=32, width=32, split="validation", variety=0.0)
+        assert conversation == scene.conversation and split_of(scene.scene) == "validation"
+    trained = [scene_example(0, index, "draw", height=32, width=32, split="train").scene for index in range(40)]
+    assert {split_of(scene) for scene in trained} == {"train"}

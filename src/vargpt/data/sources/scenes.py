@@ -37,9 +37,10 @@ class ScenesSource:
         return (self.count(task),)
 
     def validation(self, task: SceneTask, index: int) -> Conversation:
-        """A scene that is in no sample, in its canonical words."""
-        seed, side = f"{self._seed} validation", self._side
-        return scene_example(seed, index, task, height=side, width=side, variety=0.0).conversation
+        """A scene of the part set aside, in its canonical words; see `vargpt.data.scenes`."""
+        side = self._side
+        example = scene_example(self._seed, index, task, height=side, width=side, split="validation", variety=0.0)
+        return example.conversation
 
     def sample(self, task: Task, index: int, chance: random.Random, variety: float) -> Sample:
         """One scene, worded by its own number; see `Source.sample`."""
