@@ -3,10 +3,9 @@
 Invariant: every scene is fresh (seeds that no test or training uses), half from the train split and half unseen; the
 same command gives the same accuracies. Speed is CPU time of one thread. It prints tables and, last, one line of JSON.
 
-A scene is read right if every thing is found with its shape, colour, size, texture and place (within 0.04 of the width
-or height), nothing is found that is not there, the background is right and the depth of overlapping things too.
-Intervals are Wilson's, 95%. Wrong pictures: a caption against the picture of another scene in which some of it is
-false, or against the same scene with one thing made wrong; pictures of things that are none of the shapes.
+What it takes to be read right: `vargpt.data.scenes.agreement`. Intervals are Wilson's, 95%. Wrong pictures: a caption
+against the picture of another scene in which some of it is false, or against the same scene with one thing made wrong;
+pictures of things that are none of the shapes.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from itertools import permutations
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from vargpt.data.scenes.agreement import agreement
 from vargpt.data.scenes.checker import read
 from vargpt.data.scenes.facts import judge, share_that_holds
 from vargpt.data.scenes.parser import facts_of
@@ -33,12 +32,10 @@ from vargpt.data.scenes.preferences import preference_pair
 from vargpt.data.scenes.render import background_pixels, render
 from vargpt.data.scenes.sampler import sample_scene
 from vargpt.data.scenes.words import short_caption
-from vargpt.data.scenes.world import BACKGROUNDS, COLOURS, Scene, Split, Thing
+from vargpt.data.scenes.world import BACKGROUNDS, COLOURS, Scene, Split
 
 Pixels = NDArray[np.uint8]
 LEAST_SPEED, LEAST_RIGHT = 500.0, 0.995
-PLACE_TOLERANCE = 0.04
-ATTRIBUTES = ("shape", "colour", "size", "texture", "place")
 SPLITS: tuple[Split, Split] = ("train", "unseen")
 
 
@@ -77,35 +74,6 @@ def noise(pixels: Pixels, index: int) -> Pixels:
 DEGRADATIONS: dict[str, Callable[[Pixels, int], Pixels]] = {"jpeg 40": jpeg, "blur 1 px": blur, "noise 8": noise}
 
 
-def agreement(scene: Scene, seen: Scene) -> dict[str, tuple[int, int]]:
-    """Attribute -> (right, asked), things matched by the nearest places; `things` counts the found and the invented."""
-    count = max(len(scene.things), len(seen.things))
-    there: list[Thing | None] = [*seen.things, *[None] * (count - len(seen.things))]
-    best = min(
-        permutations(there, len(scene.things)),
-        key=lambda chosen: sum(
-            1.0 if found is None else min(math.hypot(found.x - thing.x, found.y - thing.y), 1.0)
-            for thing, found in zip(scene.things, chosen, strict=True)
-        ),
-    )
-    found = {"things": (sum(thing is not None for thing in best), count)}
-    for name in ATTRIBUTES:
-        right = 0
-        for thing, other in zip(scene.things, best, strict=True):
-            if other is not None and name == "place":
-                right += max(abs(thing.x - other.x), abs(thing.y - other.y)) <= PLACE_TOLERANCE
-            elif other is not None:
-                right += getattr(thing, name) == getattr(other, name)
-        found[name] = (right, len(scene.things))
-    pairs = [(a, b) for a in range(len(best)) for b in range(a) if scene.overlaps(a, b)]
-    order = {id(thing): place for place, thing in enumerate(seen.things)}
-    deep = sum(
-        best[a] is not None and best[b] is not None and order[id(best[a])] > order[id(best[b])] for a, b in pairs
-    )
-    found["depth"] = (deep, len(pairs))
-    return found
-
-
 def accuracy(scenes: list[Scene], size: int, degrade: Callable[[Pixels, int], Pixels] | None) -> dict[str, object]:
     """Read every scene; share read fully right with its interval, per attribute, and CPU milliseconds per reading."""
     right, seconds = 0, 0.0
@@ -118,9 +86,7 @@ def accuracy(scenes: list[Scene], size: int, degrade: Callable[[Pixels, int], Pi
         started = time.process_time()
         reading = read(pixels)
         seconds += time.process_time() - started
-        counts = agreement(scene, reading.scene)
-        counts["background"] = (int(reading.background_known and reading.scene.background == scene.background), 1)
-        counts["nothing unclear"] = (int(reading.unclear == 0), 1)
+        counts = agreement(scene, reading)
         right += all(hit == asked for hit, asked in counts.values())
         for name, (hit, asked) in counts.items():
             hits[name] += hit
