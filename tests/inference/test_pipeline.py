@@ -202,8 +202,10 @@ def test_the_folders_own_settings_are_the_defaults(tiny_model: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"memory": "some"}', '{"bare_names": 1}', '{"top_p": 7}', '{"top_p": "x"}']
-)
+    "text",
+    ["{", "[]", '{"memory": "some"}', '{"bare_names": 1}', '{"top_p": 7}', '{"top_p": "x"}', '{"domains": ["cats"]}',
+     '{"domains": [[]]}', '{"domains": "scenes"}', '{"domains": 1}'],
+)  # fmt: skip
 def test_broken_settings_of_a_folder_are_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(ValueError, match=r"generation_config\.json"):
@@ -224,6 +226,31 @@ def test_broken_settings_of_a_folder_are_named(text: str, tmp_path: Path) -> Non
 def test_bare_names_lose_article_and_full_stop(prompt: str, subject: str) -> None:
     assert Habits(bare_names=True).subject(prompt) == subject
     assert Habits().subject(prompt) == prompt
+
+
+@pytest.mark.parametrize(
+    "prompt, subject",
+    [
+        ("A red star.", "a red star"),
+        ("A red star", "a red star"),
+        ("a green heart", "a green heart"),
+        ("There is a red star on a sky background.", "There is a red star on a sky background."),
+        (
+            "A red star and a blue ring. The star is above the ring.",
+            "A red star and a blue ring. The star is above the ring.",
+        ),
+        ("an owl", "owl"),
+    ],
+)
+def test_captions_of_scenes_keep_their_article(prompt: str, subject: str) -> None:
+    """A model that learned scenes got "red star", which none of their captions says."""
+    assert Habits(bare_names=True, domains=("scenes", "emoji")).subject(prompt) == subject
+
+
+def test_domains_are_read(tmp_path: Path) -> None:
+    assert read_habits(tmp_path).domains == ()
+    (tmp_path / "generation_config.json").write_text('{"domains": ["scenes", "emoji"]}')
+    assert read_habits(tmp_path).domains == ("scenes", "emoji")
 
 
 @pytest.mark.parametrize(

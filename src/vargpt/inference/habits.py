@@ -2,7 +2,8 @@
 
 Invariant: recommendations change defaults only; whatever a caller asks for wins.
 
-    {"guidance_scale": 2.0, "temperature": 0.5, "top_p": 0.97, "bare_names": true, "memory": "picture"}
+    {"guidance_scale": 2.0, "temperature": 0.5, "top_p": 0.97, "bare_names": true, "memory": "picture",
+     "domains": ["scenes", "emoji"]}
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from vargpt.data.scenes.parser import facts_of
 from vargpt.sampling import Sampling
 
 Memory = Literal["all", "picture"]
+Domain = Literal["scenes", "emoji"]
 FILE_NAME = "generation_config.json"
 _SAMPLING_KEYS = ("guidance_scale", "temperature", "top_p", "text_temperature", "text_top_k", "text_top_p")
 
@@ -27,20 +30,24 @@ class Habits:
     Attributes:
         sampling: settings where a call gives none; the published ones unless the folder says otherwise.
         bare_names: the model learned names without article ("green heart"), so a prompt loses its article and its
-            full stop.
+            full stop; captions of scenes keep theirs where the model learned scenes.
         memory: what of a conversation the model gets: `all`, or only the current `picture` and the new words, for a
             model that never saw a second turn.
+        domains: what it was trained on, as far as demo and evaluation know it; empty: not said.
     """
 
     sampling: Sampling = field(default_factory=Sampling.official)
     bare_names: bool = False
     memory: Memory = "all"
+    domains: tuple[Domain, ...] = ()
 
     def subject(self, prompt: str) -> str:
         """The prompt as the model knows such words."""
         words = prompt.strip()
         if not self.bare_names:
             return words
+        if "scenes" in self.domains and facts_of(words) is not None:
+            return re.sub(r"^(An?\s[^.]*)\.?$", lambda found: found[1][0].lower() + found[1][1:], words, flags=re.I)
         return re.sub(r"^(?:an?|the)\s+(?=\S)", "", words.rstrip(". "), flags=re.IGNORECASE) or words
 
 
@@ -57,10 +64,14 @@ def read_habits(folder: Path) -> Habits:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         sampling = Sampling.official(**{name: values[name] for name in _SAMPLING_KEYS if name in values})
         memory, bare_names = values.get("memory", "all"), values.get("bare_names", False)
+        domains = tuple(values.get("domains", ()))
+        domains_known = set(domains) <= set(get_args(Domain))
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: expected JSON with settings such as guidance_scale ({error})") from error
     if memory not in ("all", "picture") or not isinstance(bare_names, bool):
         raise ValueError(
             f"{path}: memory is 'all' or 'picture' and bare_names true or false, got {memory}, {bare_names}"
         )
-    return Habits(sampling, bare_names, memory)
+    if not domains_known:
+        raise ValueError(f"{path}: domains lists some of {', '.join(get_args(Domain))}, got {values['domains']}")
+    return Habits(sampling, bare_names, memory, domains)
