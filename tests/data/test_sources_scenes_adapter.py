@@ -14,7 +14,7 @@ from vargpt.data.sources.scenes import ScenesSource
 
 
 def test_scenes_open_without_files_and_repeat_themselves():
-    settings = SimpleNamespace(format="scenes", path=".", images=None, on_error="stop", count=50)
+    settings = SimpleNamespace(format="scenes", path=".", images=None, on_error="stop", count=50, kinds=None)
     source = open_source("world", settings, side=32)
     assert source.tasks == {"draw", "caption", "question", "edit"}
     assert [source.count(task) for task in ("draw", "edit", "chat")] == [50, 50, 0]
@@ -26,6 +26,27 @@ def test_scenes_open_without_files_and_repeat_themselves():
         source.sample("draw", 50, random.Random(0), 0.0)
     with pytest.raises(ValueError, match="count must be at least 1, got -1"):
         open_source("world", SimpleNamespace(**{**vars(settings), "count": -1}))
+
+
+def test_scenes_of_some_kinds_only():
+    settings = SimpleNamespace(
+        format="scenes", path=".", images=None, on_error="stop", count=200, kinds=["count", "single"]
+    )
+    source = open_source("easy", settings, side=32)
+    drawn = [source.sample("draw", index, random.Random(0), 0.0).conversation for index in range(100)]
+    alike = [scene_example(0, index, "draw", height=32, width=32, kind=kind, variety=0.0).conversation
+             for index in range(100) for kind in ("single", "count")]  # fmt: skip
+    which = [alike.index(conversation) % 2 for conversation in drawn]
+    assert 0.25 < sum(which) / len(which) < 0.55  # 22 single ones to 15 counts
+    assert drawn[3] == source.sample("draw", 3, random.Random(0), 0.0).conversation
+    seen = ScenesSource("easy", 40, 32, kinds=["single"]).validation("draw", 3)
+    single = scene_example(0, 3, "draw", height=32, width=32, split="validation", kind="single", variety=0.0)
+    assert seen == single.conversation
+    for wrong in (["singel"], [], ["two", "two"], ["empty"]):
+        with pytest.raises(ValueError, match="kinds must be different ones of single, two, count, groups"):
+            open_source("easy", SimpleNamespace(**{**vars(settings), "kinds": wrong}))
+    with pytest.raises(ValueError, match="kinds is for scenes only, got it with folder"):
+        open_source("easy", SimpleNamespace(**{**vars(settings), "format": "folder", "count": None}))
 
 
 def test_what_validation_shows_is_in_no_sample():

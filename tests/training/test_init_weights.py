@@ -206,6 +206,16 @@ def test_a_whole_model_comes_with_its_processor(tmp_path: Path, scratch: VargptF
     }  # fmt: skip
 
 
+def test_switches_hold_for_a_model_that_is_given(tmp_path: Path, scratch: VargptForConditionalGeneration):
+    scratch.save_pretrained(tmp_path / "model")
+    make_processor(recipe_with(), TEXTS).save_pretrained(tmp_path / "model")
+    sizes = {**SIZES, "behaviour": {"image_loss_weights": "official"}}
+    recipe = recipe_with(init={"model": str(tmp_path / "model")}, model=sizes)
+    processor = make_processor(recipe, [])
+    assert make_model(recipe, processor).behaviour == processor.behaviour
+    assert processor.behaviour == replace(scratch.behaviour, image_loss_weights="official") != scratch.behaviour
+
+
 def test_only_what_no_stage_trains_may_be_kept_small():
     stages = [
         {**STAGE, "name": "a", "trainable": "projectors"},

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from training_helpers import recipe_with, write_recipe
 
+from vargpt.configuration import Behaviour
 from vargpt.training.recipes.recipe import load_recipe, save_recipe
 from vargpt.training.recipes.schema import DataEntry, SftStage, TokenizerStage
 from vargpt.training.stage_data import StageData
@@ -87,6 +89,70 @@ def test_files_that_are_no_recipe(tmp_path: Path):
     assert "not valid YAML" in message(tmp_path / "broken.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00\x80")
     assert "not valid YAML" in message(tmp_path / "bytes.yaml")
+
+
+def test_a_recipe_extends_another(path: Path):
+    child = path.with_name("child.yaml")
+    child.write_text(
+        "extends: tiny.yaml\nname: child\nmodel: {decoder: {depth: 2}}\nstages:\n- tokenizer\n"
+        "- {name: sft, loop: {steps: 9}, data: [{task: draw}]}\n"
+        "- {name: more, kind: sft, data: [{task: caption}], loop: {steps: 1, batch_size: 1, learning_rate: 1}}\n"
+    )
+    base, recipe = load_recipe(path), load_recipe(child)
+    assert [stage.name for stage in recipe.stages] == ["tokenizer", "sft", "more"] and recipe.name == "child"
+    assert recipe.stages[0] == base.stages[0]
+    changed = base.stages[2].model_copy(deep=True)
+    assert isinstance(changed, SftStage)
+    changed.loop.steps, changed.data = 9, [DataEntry(task="draw")]
+    assert recipe.stages[1] == changed
+    assert recipe.model.decoder == base.model.decoder.model_copy(update={"depth": 2})
+    assert recipe.model.backbone == base.model.backbone
+    grandchild = path.with_name("grandchild.yaml")
+    grandchild.write_text("extends: child.yaml\nstages: [more]")
+    assert load_recipe(grandchild, ["seed=3"]).stages == [recipe.stages[2]]
+    assert load_recipe(grandchild, ["seed=3"]).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("stages: [tokenzier]", "has no stage 'tokenzier'; did you mean 'tokenizer'? (a new stage needs its kind)"),
+        ("stages: [{name: xyz, loop: {steps: 3}}]", "has no stage 'xyz'; it has tokenizer, names, sft"),
+        ("stages: [7]", "has no stage '7'; it has tokenizer"),
+        ("stages: sft", "stages is a list of names of stages and of changes to them, got 'sft'"),
+        ("nam: x", "unknown key 'nam'; did you mean 'name'?"),
+        ("stages: [{name: sft, lop: {}}]", "unknown key 'stages.0.lop'; did you mean 'loop'?"),
+    ],
+)
+def test_a_mistake_in_a_recipe_that_extends(path: Path, text: str, expected: str):
+    child = path.with_name("child.yaml")
+    child.write_text(f"extends: tiny.yaml\n{text}")
+    assert expected in message(child).replace("stage 7;", "stage '7';")
+
+
+def test_recipes_to_extend_that_are_none(path: Path):
+    child = path.with_name("child.yaml")
+    child.write_text("extends: [tiny.yaml]")
+    assert "extends names the file of another recipe, got ['tiny.yaml']" in message(child)
+    child.write_text("extends: absent.yaml")
+    assert "absent.yaml: cannot read this recipe" in message(child)
+    child.write_text("extends: other.yaml")
+    path.with_name("other.yaml").write_text("extends: child.yaml")
+    assert "extends child.yaml, which extends this recipe" in message(child)
+
+
+def test_switches_of_behaviour_go_on_top_of_the_preset(path: Path):
+    plain = load_recipe(path, ["model.behaviour={image_loss_weights: official}"]).model
+    assert plain.switched() == Behaviour(image_loss_weights="official")
+    official = load_recipe(path, ["model={preset: official, behaviour: {image_slot_multiple: 4}}"]).model
+    assert official.switched() == replace(Behaviour.official(), image_slot_multiple=4)
+    assert plain.switched(Behaviour.official()) == Behaviour.official()
+    assert "unknown behaviour switch 'image_los_weights'; did you mean image_loss_weights" in message(
+        path, "model.behaviour={image_los_weights: official}"
+    )
+    assert "behaviour.text_targets must be one of official, assistant, got 'all'" in message(
+        path, "model.behaviour={text_targets: all}"
+    )
 
 
 def test_overrides_reach_into_lists_and_missing_sections(path: Path):

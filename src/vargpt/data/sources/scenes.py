@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from vargpt.data.scenes.sampler import KIND_WEIGHTS, Kind
 from vargpt.data.scenes.source import TASKS, SceneTask, scene_example
 from vargpt.data.sources.protocol import Sample, Task
 from vargpt.processing.conversation import Conversation
@@ -18,14 +19,21 @@ SIDE = 256
 
 
 class ScenesSource:
-    """`count` scenes per task (draw, caption, question, edit), `side` pixels high and wide."""
+    """`count` scenes per task (draw, caption, question, edit), `side` pixels high and wide.
+
+    Args:
+        kinds: of scenes (of the sources of edits), as often as each is among all; every kind where None.
+    """
 
     tasks: frozenset[Task] = frozenset(TASKS)
 
-    def __init__(self, name: str, count: int = COUNT, side: int = SIDE, seed: int = 0) -> None:
+    def __init__(
+        self, name: str, count: int = COUNT, side: int = SIDE, seed: int = 0, kinds: Sequence[str] | None = None
+    ) -> None:
         if count < 1:
             raise ValueError(f"source {name!r}: count must be at least 1, got {count}")
         self.name = name
+        self._kinds: list[Kind] | None = None if kinds is None else _known_kinds(name, kinds)
         self._count, self._side, self._seed = count, side, seed
 
     def count(self, task: Task) -> int:
@@ -38,13 +46,30 @@ class ScenesSource:
 
     def validation(self, task: SceneTask, index: int) -> Conversation:
         """A scene of the part set aside, in its canonical words; see `vargpt.data.scenes`."""
-        side = self._side
-        example = scene_example(self._seed, index, task, height=side, width=side, split="validation", variety=0.0)
+        side, kind = self._side, self._kind(task, index)
+        example = scene_example(
+            self._seed, index, task, height=side, width=side, split="validation", kind=kind, variety=0.0
+        )
         return example.conversation
 
     def sample(self, task: Task, index: int, chance: random.Random, variety: float) -> Sample:
         """One scene, worded by its own number; see `Source.sample`."""
         if not 0 <= index < self.count(task) or task == "chat":
             raise ValueError(f"source {self.name!r} has {self.count(task)} samples for {task!r}, got index {index}")
-        example = scene_example(self._seed, index, task, height=self._side, width=self._side, variety=variety)
+        side, kind = self._side, self._kind(task, index)
+        example = scene_example(self._seed, index, task, height=side, width=side, kind=kind, variety=variety)
         return Sample(f"{task} {index}", example.conversation)
+
+    def _kind(self, task: Task, index: int) -> Kind | None:
+        if self._kinds is None:
+            return None
+        generator = random.Random(f"kind {self._seed} {index} {task}")
+        return generator.choices(self._kinds, [KIND_WEIGHTS[kind] for kind in self._kinds])[0]
+
+
+def _known_kinds(name: str, kinds: Sequence[str]) -> list[Kind]:
+    found: list[Kind] = [kind for kind in KIND_WEIGHTS if kind in kinds and kind != "empty"]
+    if not kinds or len(found) != len(kinds):
+        choice = ", ".join(kind for kind in KIND_WEIGHTS if kind != "empty")
+        raise ValueError(f"source {name!r}: kinds must be different ones of {choice}, got {list(kinds)}")
+    return found

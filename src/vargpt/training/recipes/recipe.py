@@ -2,6 +2,10 @@
 
 Invariant: a recipe that parses is complete (every default is filled in, and the resolved form is written beside the
 results), and a key that the schema does not know is refused with the nearest name that it does.
+
+A recipe may extend another one (`extends: base.yaml`, beside it): mappings are merged, anything else replaces what is
+there. `stages` is then the whole list in its order; an entry is the name of a stage of the base, or the changes to one
+(`{name: sft, loop: {steps: 100}}`), or a new stage (with its `kind`).
 """
 
 from __future__ import annotations
@@ -24,6 +28,17 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         ValueError: for a file that is not there or not YAML, an unknown key, a wrong value or a bad override.
     """
     path = Path(path)
+    data = _read(path, [])
+    for override in overrides or []:
+        _apply_override(data, override)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_explain(error)}") from error
+
+
+def _read(path: Path, extended_by: list[Path]) -> dict[str, Any]:
+    """A recipe's own words, put over those of the recipe that it extends."""
     try:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -32,12 +47,46 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: a recipe is a mapping with `name` and `stages`, got {type(data).__name__}")
-    for override in overrides or []:
-        _apply_override(data, override)
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise ValueError(f"{path}: {_explain(error)}") from error
+    if "extends" not in data:
+        return data
+    base = data.pop("extends")
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: extends names the file of another recipe, got {base!r}")
+    chain = [*extended_by, path.resolve()]
+    if (path.parent / base).resolve() in chain:
+        raise ValueError(f"{path}: extends {base}, which extends this recipe: take one of them out")
+    return _extended(_read(path.parent / base, chain), data, path)
+
+
+def _extended(base: dict[str, Any], changes: dict[str, Any], path: Path) -> dict[str, Any]:
+    stages = changes.pop("stages", None)
+    merged = _merged(base, changes)
+    if stages is not None:
+        known = {
+            stage["name"]: stage for stage in base.get("stages") or [] if isinstance(stage, dict) and "name" in stage
+        }
+        if not isinstance(stages, list):
+            raise ValueError(f"{path}: stages is a list of names of stages and of changes to them, got {stages!r}")
+        merged["stages"] = [_extended_stage(known, stage, path) for stage in stages]
+    return merged
+
+
+def _extended_stage(known: dict[str, Any], stage: Any, path: Path) -> Any:
+    name = stage.get("name") if isinstance(stage, dict) else stage
+    if name in known:
+        return _merged(known[name], stage) if isinstance(stage, dict) else known[name]
+    if isinstance(stage, dict) and "kind" in stage:
+        return stage
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none with a name'}"
+    raise ValueError(f"{path}: the recipe that it extends has no stage {name!r}; {hint} (a new stage needs its kind)")
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """`new` over `old`: key by key where both are mappings."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

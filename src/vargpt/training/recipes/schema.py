@@ -6,10 +6,12 @@ Invariant: a section that validates is complete and consistent by itself; what n
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from vargpt.configuration import Behaviour
 from vargpt.image_tokenizer.training_loss import TokenizerLossWeights
 from vargpt.scales import NUM_TEMPLATE_SCALES, ScaleSchedule
 from vargpt.training.loop.settings import LoopSettings
@@ -79,13 +81,27 @@ class DecoderSection(_Section):
 
 
 class ModelSection(_Section):
-    """All sizes of a model that is trained from scratch, and its behaviour preset."""
+    """All sizes of a model that is trained from scratch, its behaviour preset, and the switches that differ from it.
+
+    The switches in `behaviour` (`vargpt.configuration.Behaviour`) hold for a model that `init` brings, too.
+    """
 
     preset: Literal["vargpt", "official"] = "vargpt"
+    behaviour: dict[str, str | int] = Field(default_factory=dict)
     image_tokenizer: ImageTokenizerSection = ImageTokenizerSection()
     vision: VisionSection = VisionSection()
     backbone: BackboneSection = BackboneSection()
     decoder: DecoderSection = DecoderSection()
+
+    @field_validator("behaviour")
+    @classmethod
+    def _known_switches(cls, value: dict[str, str | int]) -> dict[str, str | int]:
+        Behaviour.from_any(value)
+        return value
+
+    def switched(self, behaviour: Behaviour | None = None) -> Behaviour:
+        """This behaviour, the preset's by default, with the recipe's switches."""
+        return replace(behaviour or Behaviour.from_any(self.preset), **self.behaviour)  # type: ignore[arg-type]
 
 
 class InitSection(_Section):
@@ -115,7 +131,8 @@ class SourceSection(_Section):
     `folder`: images with `metadata.jsonl` (and `edits.jsonl`). `scenes`: drawn on the fly, `count` of them.
     `conversations`: our JSON lines. `official`, `official-preferences`: the published JSON. `llava`: LLaVA-style JSON.
     `tar`, `parquet`: shards of captioned images or conversations (a glob pattern in `path`). `style` is the family of
-    wordings that captions and edit pairs are made conversations with (`vargpt.data.instructions`).
+    wordings that captions and edit pairs are made conversations with (`vargpt.data.instructions`). `kinds` of scenes
+    (`vargpt.data.scenes.sampler.KIND_WEIGHTS`): all where it is left out.
     """
 
     format: Literal["folder", "scenes", "conversations", "official", "official-preferences", "llava", "tar", "parquet"]
@@ -124,6 +141,7 @@ class SourceSection(_Section):
     on_error: Literal["stop", "skip"] = "stop"
     style: Literal["short", "rich"] = "short"
     count: int | None = Field(None, gt=0)
+    kinds: list[str] | None = None
 
 
 class DataEntry(_Section):
@@ -191,8 +209,17 @@ class _StageSection(_Section):
     resolution: int | None = Field(None, gt=0)
 
 
-class TokenizerStage(_StageSection):
-    """Train the image tokenizer on the pictures that its data draws."""
+class _TrainedStage(_StageSection):
+    """A stage that changes weights; `keep` saves the model as it leaves it, in `STAGE/model`, to compare stages."""
+
+    keep: bool = False
+
+
+class TokenizerStage(_TrainedStage):
+    """Train the image tokenizer on the pictures that its data draws.
+
+    `resolutions`: further sides in pixels; steps take turns between them and `resolution`. `workers`: see `SftStage`.
+    """
 
     kind: Literal["tokenizer"]
     name: StageName = "tokenizer"
@@ -203,6 +230,8 @@ class TokenizerStage(_StageSection):
     flip: bool = True
     zoom: float = Field(0.0, ge=0, lt=1)
     permute_colours: float = Field(0.0, ge=0, le=1)
+    resolutions: list[int] = []
+    workers: int = Field(0, ge=0, le=256)
 
 
 TrainablePreset = Literal[
@@ -246,11 +275,11 @@ class JudgeSection(_Section):
     sampling: SamplingSection = SamplingSection()
 
 
-class SftStage(_StageSection):
+class SftStage(_TrainedStage):
     """Supervised fine-tuning of the unified model on drawing, captioning, editing and any other conversations.
 
     `aspect_ratios: buckets` draws each picture at the nearest of the 15 aspect templates instead of a square. `workers`
-    threads prepare samples ahead of the loop; they change no sample.
+    processes prepare steps ahead of the loop; they change no sample.
     """
 
     kind: Literal["sft"]
@@ -273,7 +302,7 @@ class PairsStage(_StageSection):
 
     `chosen: sampled` draws `num_samples` pictures per prompt, scores them and pairs best and worst where their scores
     differ by `margin`; `chosen: given` takes the data's own picture as chosen and a sampled one as
-    rejected (the paper).
+    rejected (the paper). `workers` processes score (a scorer that asks the model, `self`, needs 0).
     """
 
     kind: Literal["pairs"]
@@ -285,6 +314,7 @@ class PairsStage(_StageSection):
     scorer: str | None = None
     margin: float = Field(0.0, ge=0)
     batch_size: int = Field(16, gt=0)
+    workers: int = Field(0, ge=0, le=256)
     sampling: SamplingSection = SamplingSection()
 
     @model_validator(mode="after")
@@ -296,7 +326,7 @@ class PairsStage(_StageSection):
         return self
 
 
-class DpoStage(_StageSection):
+class DpoStage(_TrainedStage):
     """Direct preference optimisation on the pairs of a `pairs` stage (its name), of an `official-preferences` source
     (its name), or of a folder of pair shards.
 
@@ -378,6 +408,8 @@ class Recipe(_Section):
         pairs: list[str] = []
         for stage in self.stages:
             self.stage_schedule(stage)
+            if isinstance(stage, TokenizerStage):
+                self.tokenizer_schedules(stage)
             for entry in stage_entries(stage):
                 if entry.source not in self.sources:
                     raise ValueError(
@@ -396,13 +428,19 @@ class Recipe(_Section):
         Raises:
             ValueError: for a resolution that is no side of a square schedule.
         """
-        stride = self.model.image_tokenizer.stride
         if stage.resolution is None:
-            return ScaleSchedule(self.schedule.template, self.schedule.num_scales, stride)
+            return ScaleSchedule(self.schedule.template, self.schedule.num_scales, self.model.image_tokenizer.stride)
+        return self._schedule_of_side(stage.name, stage.resolution)
+
+    def tokenizer_schedules(self, stage: TokenizerStage) -> list[ScaleSchedule]:
+        """Grids that the steps of a tokenizer stage take turns between, its own first."""
+        return [self.stage_schedule(stage), *(self._schedule_of_side(stage.name, side) for side in stage.resolutions)]
+
+    def _schedule_of_side(self, stage: str, side: int) -> ScaleSchedule:
+        stride = self.model.image_tokenizer.stride
         sides = {ScaleSchedule(1.0, count, stride).image_size[0]: count for count in range(1, NUM_TEMPLATE_SCALES + 1)}
-        if stage.resolution not in sides:
+        if side not in sides:
             raise ValueError(
-                f"stage {stage.name}: resolution must be one of {', '.join(map(str, sides))} at stride {stride}, "
-                f"got {stage.resolution}"
+                f"stage {stage}: resolution must be one of {', '.join(map(str, sides))} at stride {stride}, got {side}"
             )
-        return ScaleSchedule(self.schedule.template, sides[stage.resolution], stride)
+        return ScaleSchedule(self.schedule.template, sides[side], stride)

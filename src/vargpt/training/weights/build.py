@@ -31,7 +31,7 @@ def build_processor(recipe: Recipe, texts: Iterable[str]) -> VargptProcessor:
         patch_size=recipe.model.vision.patch_size,
         min_pixels=area,
         max_pixels=area,
-        behaviour=recipe.model.preset,
+        behaviour=recipe.model.switched(),
         system_prompt=recipe.text_tokenizer.system_prompt,
     )
 
@@ -66,7 +66,7 @@ def config_of(recipe: Recipe, special: SpecialIds, vocabulary: int) -> VargptCon
         backbone=backbone,
         decoder=DecoderConfig(num_chunks=1, **recipe.model.decoder.model_dump()),
         image_tokenizer=ImageTokenizerConfig(**recipe.model.image_tokenizer.model_dump()),
-        behaviour=recipe.model.preset,
+        behaviour=recipe.model.switched(),
         num_scales=recipe.schedule.num_scales,
         image_gen_start_token_id=special.image_gen_start,
         image_gen_end_token_id=special.image_gen_end,

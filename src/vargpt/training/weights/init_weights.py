@@ -57,11 +57,13 @@ _SCRATCH_BYTES = 16 * 2**20
 def make_processor(recipe: Recipe, texts: Iterable[str]) -> VargptProcessor:
     """Return the processor of `init.model` or `init.backbone`, or one trained on the data's words.
 
-    A backbone's gets the recipe's preset and system prompt, and reads images of at most `model.vision.image_side`
-    squared pixels.
+    A model's keeps its behaviour but for the recipe's switches; a backbone's gets the recipe's behaviour and system
+    prompt, and reads images of at most `model.vision.image_side` squared pixels.
     """
     if recipe.init.model is not None:
-        return VargptProcessor.from_pretrained(resolve_folder(recipe.init.model))
+        processor = VargptProcessor.from_pretrained(resolve_folder(recipe.init.model))
+        processor.behaviour = recipe.model.switched(processor.behaviour)
+        return processor
     if recipe.init.backbone is None:
         return build_processor(recipe, texts)
     published = VargptProcessor.from_pretrained(resolve_folder(recipe.init.backbone))
@@ -72,7 +74,7 @@ def make_processor(recipe: Recipe, texts: Iterable[str]) -> VargptProcessor:
     return VargptProcessor(
         images,
         published.tokenizer,
-        behaviour=recipe.model.preset,
+        behaviour=recipe.model.switched(),
         system_prompt=published.system_prompt if system is None else system,
     )
 
@@ -133,6 +135,7 @@ def _check_precision(recipe: Recipe) -> None:
 def _whole(recipe: Recipe, folder: Path) -> VargptForConditionalGeneration:
     """A whole model in the published or in our layout."""
     config, stored = read_config(folder), list_folder(folder)
+    config.behaviour = recipe.model.switched(config.behaviour)
     stride = recipe.model.image_tokenizer.stride
     if config.image_tokenizer.stride != stride:
         raise ValueError(
