@@ -30,7 +30,7 @@ class ModelInputs:
 
     Attributes:
         input_ids_BT: int64. attention_mask_BT: bool, False on padding. position_ids_3BT: int64 (time, row, column).
-        pixel_values: float patches of all images to read, in order; image_grid_thw: int64 [images, 3].
+        pixel_values: float patches of all images to read, in order; image_grid_thw: int64 [images, 3], on the CPU.
         image_sample_I, image_start_I: row and start column of each generated image, int64.
         labels_ILd: bits to predict (uint8 or int64); next_inputs_IMd: float inputs of the scales after the first.
         drop_start_I: bool, True where the start vector is replaced by the unconditional one.
@@ -56,11 +56,11 @@ class ModelInputs:
         return 0 if self.image_sample_I is None else int(self.image_sample_I.shape[0])
 
     def to(self, device: torch.device | str) -> ModelInputs:
-        """Return a copy with all tensors on the device."""
+        """Return a copy with all tensors on the device, but `image_grid_thw`, which is read by the host only."""
         moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=True)
             for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
+            if field.name != "image_grid_thw" and isinstance(value := getattr(self, field.name), Tensor)
         }
         return dataclasses.replace(self, **moved)
 

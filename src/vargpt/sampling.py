@@ -110,7 +110,7 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
 
 
 def bit_probabilities(logits_ld2: Tensor, top_p: float) -> Tensor:
-    """Probabilities [l, d, 2] of both values of every bit after top-p, float32, in closed form (spec 7.6).
+    """Probabilities [..., 2] of both values of every bit after top-p, float32, in closed form (spec 7.6).
 
     The less likely value is removed where its probability is at most 1 - top_p; on a tie value 0 counts as the less
     likely one.
@@ -138,6 +138,14 @@ def sample_bits(logits_ld2: Tensor, top_p: float, generator: torch.Generator) ->
     """Draw the bits of one scale of one image, uint8 [l, d], with one Exp(1) draw of shape [l * d, 2]."""
     probabilities = bit_probabilities(logits_ld2, top_p)
     return draw(probabilities.flatten(0, 1), generator).view(probabilities.shape[:-1]).to(torch.uint8)
+
+
+def sample_bits_together(logits_Rld2: Tensor, top_p: float, generators: Sequence[torch.Generator]) -> Tensor:
+    """The same for R images at once, uint8 [R, l, d]: each gets the bits that `sample_bits` draws for it alone."""
+    rows, tokens, bits, _ = logits_Rld2.shape
+    noise = torch.stack([torch.empty(tokens * bits, 2).exponential_(generator=generator) for generator in generators])
+    noise_Rld2 = noise.to(logits_Rld2.device).view(rows, tokens, bits, 2)
+    return (bit_probabilities(logits_Rld2, top_p) / noise_Rld2).argmax(dim=-1).to(torch.uint8)
 
 
 def likelier_bits(logits_ld2: Tensor) -> Tensor:

@@ -14,12 +14,13 @@ from training_helpers import recipe_with, sft_task, tokenizer_task, write_data
 
 from vargpt.data.folder import ImageFolder
 from vargpt.inputs import ModelInputs
+from vargpt.processing.images import to_signed_pixels as to_signed
 from vargpt.processing.processor import VargptProcessor
 from vargpt.scales import ScaleSchedule
 from vargpt.training.samples.image_cache import ImageCache
 from vargpt.training.samples.micro_batches import MicroBatch, make_micro_batch, split_rows
 from vargpt.training.stages.sft_stage import SftTask
-from vargpt.training.stages.tokenizer_stage import TokenizerTask, load_targets, to_signed
+from vargpt.training.stages.tokenizer_stage import TokenizerTask, load_targets
 from vargpt.training.steps import draw_flips
 from vargpt.training.weights.build import build_model
 
@@ -133,12 +134,15 @@ def test_rows_are_cut_by_number_and_by_padded_tokens(lengths, rows, tokens, expe
 
 def test_a_filler_row_reads_and_draws_and_counts_for_nothing(data: Path, processor: VargptProcessor):
     model = build_model(recipe_with(), processor)
-    empty = make_micro_batch([], processor, model.image_tokenizer, fill=True)
+    empty = make_micro_batch([], processor, ImageCache(processor, model.image_tokenizer), fill=True)
     assert empty.num_images == 0 and empty.num_targets == 0
     assert empty.inputs.pixel_values is not None and empty.inputs.num_generated_images == 1
     task = sft_task(recipe_with(stages__2__data=only(caption=1)), data, processor)
     examples = [task._maker.training(task._stream.at(position), position) for position in range(3)]
-    plain, filled = (make_micro_batch(examples, processor, model.image_tokenizer, fill=fill) for fill in (False, True))
+    plain, filled = (
+        make_micro_batch(examples, processor, ImageCache(processor, model.image_tokenizer), fill=fill)
+        for fill in (False, True)
+    )
     assert filled.inputs.num_generated_images == 1 and plain.inputs.num_generated_images == 0
     assert filled.num_targets == plain.num_targets and filled.num_images == plain.num_images == 0
     counts = {"targets": 5.0, "images": 0.0}

@@ -119,7 +119,7 @@ def tokenizer_task(recipe: Recipe, data: Path, processor: VargptProcessor, model
     sources = StageData(recipe, data)
     stream = SampleStream(stage.name, stage.data, sources.sources(stage.data), 0.0, recipe.seed)
     pictures = [conversation.drawings[0].image for conversation in sources.validation(stage.data)["draw"]]
-    return TokenizerTask(tokenizer, stream, pictures, recipe.stage_schedule(stage), stage, recipe.seed)
+    return TokenizerTask(tokenizer, stream, pictures, recipe.tokenizer_schedules(stage), stage, recipe.seed)
 
 
 def step_values(task: Any, step: int = 0) -> dict[str, float]:

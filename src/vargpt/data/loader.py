@@ -1,56 +1,74 @@
-"""Samples made ahead of time, in threads, handed out in order.
+"""What training needs next, made ahead of it in other processes.
 
-Invariant: `get(position)` returns what `make(position)` would have returned, whatever was asked before, however many
-workers there are; what `make` raises is raised by the `get` of that position.
-
-Threads, not processes: nothing has to be pickled, caches are shared, and decoding and resizing images, reading files
-and the operations of torch run without the interpreter's lock.
+Invariant: what `get(position)` returns does not depend on how many processes there are or what was asked before, as
+long as `make` is a function of the position; an error is raised at its own position, as itself.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 T = TypeVar("T")
 
 
-class Loader(Generic[T]):
-    """Makes the next positions while the caller works on this one.
+@dataclass(frozen=True)
+class _Failure:
+    """An error on its way from a process to the caller."""
 
-    Positions are expected to count up by one; any other is made as well, and what was made ahead for nothing is
-    dropped. Close it, or use it in a `with` block: that waits for what is being made at the moment, and no more.
+    error: Exception
+
+
+class _Positions(Dataset[Any]):
+    """`make` as what a `DataLoader` reads from."""
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self._make = make
+
+    def __getitem__(self, position: int) -> Any:
+        try:
+            return self._make(position)
+        except Exception as error:  # noqa: BLE001 (it is raised in the caller's process)
+            return _Failure(error)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+class Loader(Generic[T]):
+    """Hands out `make(position)`, made ahead for consecutive positions.
+
+    The processes are forks (PyTorch's `DataLoader`): they see everything as it was at the first `get`, share tensors
+    with the caller, and must not touch an accelerator.
+
+    Args:
+        make: a function of the position; tensors that it returns should be few (each takes a file descriptor).
+        workers: processes; 0 makes each position when it is asked for.
+        depth: positions that each process is ahead of the caller.
+        end: position before which to stop making ahead, or None.
+
+    Raises:
+        ValueError: for a negative number of workers, or a depth below 1.
     """
 
-    def __init__(
-        self, make: Callable[[int], T], workers: int = 0, depth: int | None = None, end: int | None = None
-    ) -> None:
-        """Set up; nothing is made before the first `get`.
-
-        Args:
-            make: must be safe to call from several threads.
-            workers: threads; 0 makes each position when it is asked for.
-            depth: positions to be ahead of the caller; twice the workers by default.
-            end: position before which to stop making ahead, or None.
-
-        Raises:
-            ValueError: for a negative number of workers, or a depth below 1.
-        """
-        depth = 2 * workers if depth is None else depth
-        if workers < 0 or (workers and depth < 1):
+    def __init__(self, make: Callable[[int], T], workers: int = 0, depth: int = 2, end: int | None = None) -> None:
+        if workers < 0 or depth < 1:
             raise ValueError(f"workers must be at least 0 and depth at least 1, got {workers} and {depth}")
-        self._make, self._workers, self._depth, self._end = make, workers, depth, end
-        self._futures: dict[int, Future[T]] = {}
-        self._tasks: queue.SimpleQueue[tuple[int, Future[T]] | None] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
+        self._make, self._workers, self._depth = make, workers, depth
+        self._end = sys.maxsize if end is None else end
+        self._ahead: Iterator[Any] | None = None
+        self._next = 0
         self._closed = False
 
     def get(self, position: int) -> T:
-        """What `make(position)` returns.
+        """What `make(position)` returns; positions in a row are ready, any other one starts anew from there.
 
         Raises:
             RuntimeError: after `close`.
@@ -60,41 +78,31 @@ class Loader(Generic[T]):
             raise RuntimeError("the loader is closed")
         if not self._workers:
             return self._make(position)
-        last = position + self._depth if self._end is None else min(position + self._depth, self._end - 1)
-        for old in [known for known in self._futures if not position <= known <= last]:
-            self._futures.pop(old).cancel()
-        for ahead in (position, *range(position + 1, last + 1)):
-            if ahead not in self._futures:
-                future: Future[T] = Future()
-                self._futures[ahead] = future
-                self._tasks.put((ahead, future))
-        while len(self._threads) < self._workers:
-            thread = threading.Thread(target=self._work, name=f"loader-{len(self._threads)}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        return self._futures.pop(position).result()
+        if self._ahead is None or position != self._next:
+            self._ahead = self._start(position)
+        self._next = position + 1
+        value = next(self._ahead)
+        if isinstance(value, _Failure):
+            raise value.error
+        return value
 
-    def _work(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            position, future = task
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(self._make(position))
-            except BaseException as error:  # noqa: BLE001 (it is raised in the caller's thread)
-                future.set_exception(error)
+    def _start(self, position: int) -> Iterator[Any]:
+        return iter(
+            DataLoader(
+                _Positions(self._make),
+                batch_size=None,
+                sampler=range(position, max(self._end, position + 1)),
+                num_workers=self._workers,
+                prefetch_factor=self._depth,
+                collate_fn=_as_it_is,
+                multiprocessing_context="fork",
+                generator=torch.Generator(),  # its seed for the processes must not come from the global stream
+            )
+        )
 
     def close(self) -> None:
-        """Stop making; safe to call twice."""
-        self._closed = True
-        for future in self._futures.values():
-            future.cancel()
-        self._futures.clear()
-        for _ in self._threads:
-            self._tasks.put(None)
-        for thread in self._threads:
-            thread.join()
-        self._threads.clear()
+        """End the processes; safe to call twice."""
+        self._closed, self._ahead = True, None
 
     def __enter__(self) -> Self:
         return self

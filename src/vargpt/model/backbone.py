@@ -15,13 +15,17 @@ from torch import Tensor
 from transformers import Cache, Qwen2VLConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel, Qwen2VLTextModel
 
+from vargpt.model.vision import image_features, prepare_vision
+
 
 def build_backbone(config: Qwen2VLConfig) -> Qwen2VLModel:
     """Build the vision tower and language model with SDPA attention."""
     if "sliding_attention" in config.text_config.layer_types:
         raise ValueError("sliding-window attention is not supported: set use_sliding_window to false")
     config._attn_implementation = "sdpa"
-    return Qwen2VLModel(config)
+    model = Qwen2VLModel(config)
+    prepare_vision(model.visual)
+    return model
 
 
 def causal_mask(valid_BS: Tensor, new_columns: int) -> Tensor:
@@ -69,7 +73,7 @@ def embed_tokens(
     embeddings = backbone.language_model.embed_tokens(input_ids_BT)
     if pixel_values is None:
         return embeddings
-    visual = backbone.visual
-    features = visual(pixel_values.to(visual.dtype), grid_thw=image_grid_thw).pooler_output
+    assert image_grid_thw is not None
+    features = image_features(backbone.visual, pixel_values, image_grid_thw)
     is_feature = (input_ids_BT == backbone.config.image_token_id)[..., None].expand_as(embeddings)
     return embeddings.masked_scatter(is_feature, features.to(embeddings.dtype))

@@ -12,7 +12,7 @@ Legend: `B` prompts · `R` live sequences · `T` prompt columns · `D` backbone 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,13 +30,13 @@ from vargpt.model.events import (
     TokenSampler,
 )
 from vargpt.model.history import History
-from vargpt.model.image_phase import ImagePhase, ImageRequest
+from vargpt.model.image_phase import ImagePhase, ImageRequest, one_by_one
 from vargpt.sampling import (
     Sampling,
     image_generator,
     likelier_bits,
     per_scale,
-    sample_bits,
+    sample_bits_together,
     sample_token,
     text_generator,
 )
@@ -71,14 +71,15 @@ class DefaultSamplers:
         self._image_generators: dict[tuple[int, int], torch.Generator] = {}
         self._text_generators: dict[int, torch.Generator] = {}
 
-    def bits(self, logits_ld2: Tensor, sequence: int, image: int, scale_index: int) -> Tensor:
-        """Draw the bits of one scale (a `BitSampler`)."""
+    def bits(self, logits_Rld2: Tensor, requests: Sequence[ImageRequest], scale_index: int) -> Tensor:
+        """Draw the bits of one scale of all images (a `RowsBitSampler`)."""
         if self._temperature[scale_index] == 0:
-            return likelier_bits(logits_ld2)
-        key = (sequence, image)
-        if key not in self._image_generators:
-            self._image_generators[key] = image_generator(self._seeds[sequence], image)
-        return sample_bits(logits_ld2, self._sampling.top_p, self._image_generators[key])
+            return likelier_bits(logits_Rld2)
+        keys = [(request.sequence, request.image) for request in requests]
+        for sequence, image in keys:
+            if (sequence, image) not in self._image_generators:
+                self._image_generators[sequence, image] = image_generator(self._seeds[sequence], image)
+        return sample_bits_together(logits_Rld2, self._sampling.top_p, [self._image_generators[key] for key in keys])
 
     def token(self, logits_V: Tensor, sequence: int, step: int) -> int:
         """Choose the next word (a `TokenSampler`)."""
@@ -116,7 +117,7 @@ class Generation:
         self.device = inputs.input_ids_BT.device
         self._check(inputs, unconditional, prompts)
         samplers = DefaultSamplers(sampling, sampling.seed_list(prompts * copies), self.schedule)
-        self.bit_sampler = bit_sampler or samplers.bits
+        self.sample_rows = samplers.bits if bit_sampler is None else one_by_one(bit_sampler)
         self.token_sampler = token_sampler or samplers.token
         self.live = [_Sequence(index, index // copies) for index in range(prompts * copies)]
         self.history = History(model.backbone)
@@ -225,7 +226,7 @@ class Generation:
             requests,
             self.schedule,
             self.sampling,
-            self.bit_sampler,
+            self.sample_rows,
             self.unconditional,
             self._unconditional_rows(),
             self.trace,

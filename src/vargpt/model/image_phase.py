@@ -9,7 +9,7 @@ Legend: `R` sequences · `G` guidance branches · `l` tokens of a scale · `L` a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,26 @@ class ImageRequest:
     calls: tuple[CallTrace, ...] = ()
 
 
+RowsBitSampler = Callable[[Tensor, Sequence[ImageRequest], int], Tensor]
+"""Chooses the bits of one scale of all images: uint8 [R, l, d] from guided logits [R, l, d, 2]."""
+
+_DECODED_TOGETHER = 64
+
+
+def one_by_one(sampler: BitSampler) -> RowsBitSampler:
+    """Ask a caller's sampler for each image in turn."""
+
+    def sample(logits_Rld2: Tensor, requests: Sequence[ImageRequest], scale_index: int) -> Tensor:
+        return torch.stack(
+            [
+                sampler(logits_ld2, request.sequence, request.image, scale_index)
+                for logits_ld2, request in zip(logits_Rld2, requests, strict=True)
+            ]
+        )
+
+    return sample
+
+
 class ImagePhase:
     """Draws one image for each row of a history whose last column is `<|image_gen_start|>`."""
 
@@ -49,7 +69,7 @@ class ImagePhase:
         requests: list[ImageRequest],
         schedule: ScaleSchedule,
         sampling: Sampling,
-        bit_sampler: BitSampler,
+        sample_rows: RowsBitSampler,
         unconditional: ModelInputs | None,
         unconditional_rows: list[int],
         trace: bool,
@@ -57,7 +77,7 @@ class ImagePhase:
         self.model, self.history, self.requests, self.schedule = model, history, requests, schedule
         self.guidance_scale = per_scale(sampling.guidance_scale, schedule.num_scales, "guidance_scale")
         self.temperature = per_scale(sampling.temperature, schedule.num_scales, "temperature")
-        self.bit_sampler, self.trace = bit_sampler, trace
+        self.sample_rows, self.trace = sample_rows, trace
         self.rows = len(requests)
         self.device = history.valid_RS.device
         guided = [index for index, scale in enumerate(self.guidance_scale) if scale != 1.0]
@@ -159,12 +179,7 @@ class ImagePhase:
                 scale_index,
             ).float()
             guided = self._guided(raw, scale_index)
-            bits = torch.stack(
-                [
-                    self.bit_sampler(guided[row], request.sequence, request.image, scale_index)
-                    for row, request in enumerate(self.requests)
-                ]
-            ).to(self.device)
+            bits = self.sample_rows(guided, self.requests, scale_index).to(self.device)
             bits_of_scales.append(bits)
             canvas, next_inputs = tokenizer.advance(canvas, bits, scale_index, self.schedule)
             for row, request in enumerate(self.requests):
@@ -205,6 +220,7 @@ class ImagePhase:
         return guide(logits[: self.rows], logits[self.rows :], self.guidance_scale[scale_index])
 
     def _finish(self, bits_RLd: Tensor, canvas_Rdhw: Tensor) -> Iterator[ImageDone]:
+        pixels_R3HW = self._decode(canvas_Rdhw)
         for row, request in enumerate(self.requests):
             trace = None
             if self.image_trace_hidden is not None:
@@ -213,7 +229,15 @@ class ImagePhase:
                 condition = self.condition_QC[row :: self.rows]
                 trace = ImageTrace(request.calls, self.image_trace_hidden[row][real], condition, contexts)
             canvas = canvas_Rdhw[row : row + 1]
-            # One picture at a time: its pixels do not depend on the batch, and memory stays small.
-            pixels = self.model.image_tokenizer.decode(canvas)[0]
-            stray = request.stray_token_id
+            pixels, stray = next(pixels_R3HW), request.stray_token_id
             yield ImageDone(request.sequence, request.image, self.schedule, bits_RLd[row], canvas, pixels, stray, trace)
+
+    def _decode(self, canvas_Rdhw: Tensor) -> Iterator[Tensor]:
+        """Pixels [3, H, W] of each canvas.
+
+        On a CPU one picture at a time: its pixels do not depend on the batch, and memory stays small. An accelerator
+        would wait for launches most of the time, so it gets several at once.
+        """
+        size = 1 if canvas_Rdhw.device.type == "cpu" else _DECODED_TOGETHER
+        for canvases in canvas_Rdhw.split(size):
+            yield from self.model.image_tokenizer.decode(canvases)

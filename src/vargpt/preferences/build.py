@@ -21,7 +21,8 @@ from vargpt.preferences.progress import Progress
 from vargpt.preferences.prompts import PairPrompt
 from vargpt.preferences.report import finish_pairs
 from vargpt.preferences.sample import Drawing, Painter, draw_samples, picture_seed
-from vargpt.preferences.scorers import Scorer, score_pictures
+from vargpt.preferences.scorers import Scorer
+from vargpt.preferences.scoring import scoring
 from vargpt.preferences.select import Choice, Reason, best_and_worst, given_and_worst
 
 
@@ -46,6 +47,7 @@ class PairPlan:
         batch_size: pictures drawn at once; changes nothing else.
         on_error: for a prompt whose pictures cannot be used: `stop`, or `skip` and count it.
         prompts_per_shard: a run that is killed loses at most the work on so many prompts.
+        workers: processes that score; 0 scores here. A scorer that asks the model needs 0.
         share: (rank, world): make only the shards whose number is rank modulo world; when all have, one calls
             `finish_pairs`.
     """
@@ -57,6 +59,7 @@ class PairPlan:
     batch_size: int = 16
     on_error: Literal["stop", "skip"] = "stop"
     prompts_per_shard: int = 16
+    workers: int = 0
     share: tuple[int, int] = (0, 1)
 
     def check(self, scorer: Scorer | None) -> None:
@@ -132,17 +135,22 @@ def make_pairs(
     }
     writer = PairWriter(output, settings, origin(), plan.prompts_per_shard, plan.share)
     progress = Progress(len(prompts), plan.num_samples, writer.next_prompt, plan.share[1])
-    while writer.next_prompt < len(prompts):
-        first = writer.next_prompt
-        count = min(max(1, plan.batch_size // plan.num_samples), writer.room, len(prompts) - first)
-        rows = _prepare(prompts, range(first, first + count), painter, plan)
-        if not _sample(rows, painter, plan, should_stop):
-            progress.close()
-            return PairsMade(False, writer.next_prompt + writer.room - plan.prompts_per_shard, output)
-        for row in rows:
-            pair, note = _judge(row, painter, scorer, scorer_name or "", plan, pipeline)
-            writer.add(pair, note)
-            progress.count(pair is not None)
+    with scoring(scorer, scorer_name or "", pipeline, plan.workers) as score_all:
+        while writer.next_prompt < len(prompts):
+            first = writer.next_prompt
+            count = min(max(1, plan.batch_size // plan.num_samples), writer.room, len(prompts) - first)
+            rows = _prepare(prompts, range(first, first + count), painter, plan)
+            if not _sample(rows, painter, plan, should_stop):
+                progress.close()
+                return PairsMade(False, writer.next_prompt + writer.room - plan.prompts_per_shard, output)
+            usable = [row for row in rows if row.prompt is not None]
+            found = score_all([(row.prompt, row.pictures()) for row in usable if row.prompt is not None])
+            for row, scores in zip(usable, found, strict=True):
+                row.scores = scores
+            for row in rows:
+                pair, note = _judge(row, painter, plan)
+                writer.add(pair, note)
+                progress.count(pair is not None)
     writer.finish()
     progress.close()
     if plan.share[1] == 1:
@@ -160,6 +168,12 @@ class _Row:
     given: Drawing | None
     broken: str | None
     drawings: list[Drawing]
+    scores: list[float] | None = None
+
+    def pictures(self) -> list[Image.Image]:
+        """All that are scored: the samples, and after them the given picture where there is one."""
+        given = [] if self.given is None else [self.given.image]
+        return [*(drawing.image for drawing in self.drawings), *given]
 
 
 def _prepare(prompts: Prompts, numbers: range, painter: Painter, plan: PairPlan) -> list[_Row]:
@@ -203,30 +217,20 @@ def _sample(rows: list[_Row], painter: Painter, plan: PairPlan, should_stop: Cal
     return True
 
 
-def _judge(
-    row: _Row,
-    painter: Painter,
-    scorer: Scorer | None,
-    name: str,
-    plan: PairPlan,
-    pipeline: VargptPipeline | None,
-) -> tuple[Pair | None, dict[str, Any]]:
-    """Score a row and pair its pictures; the note holds all that the report wants to know."""
+def _judge(row: _Row, painter: Painter, plan: PairPlan) -> tuple[Pair | None, dict[str, Any]]:
+    """Pair a row's pictures by their scores; the note holds all that the report wants to know."""
     if row.prompt is None:
         return None, {"key": row.key, "outcome": "broken", "reason": row.broken}
-    images = [drawing.image for drawing in row.drawings]
     given = row.given
     scores: list[float] | None = None
     given_score: float | None = None
     choice: Choice | Reason = Choice(None, 0)
-    if scorer is not None:
-        judged: list[Image.Image] = [*images, given.image] if given is not None else images
-        found = score_pictures(scorer, name, row.prompt, judged, pipeline)
-        scores = found[: len(images)]
+    if row.scores is not None:
+        scores = row.scores[: len(row.drawings)]
         if given is None:
             choice = best_and_worst(scores, plan.margin)
         else:
-            given_score = found[-1]
+            given_score = row.scores[-1]
             choice = given_and_worst(given_score, scores, plan.margin)
     note: dict[str, Any] = {"key": row.key, "outcome": "pair", "words": row.prompt.words, "seeds": row.seeds}
     note |= {"scores": scores, "given_score": given_score, "chosen": None, "rejected": None}

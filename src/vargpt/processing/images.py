@@ -250,7 +250,17 @@ def target_pixels(
 def to_signed(image: Image.Image) -> torch.Tensor:
     """Map 8-bit RGB to float32 [3, H, W]: 2 * byte / 255 - 1."""
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
-    return pixels.permute(2, 0, 1).contiguous().float().div_(255.0).mul_(2.0).sub_(1.0)
+    return to_signed_pixels(pixels.permute(2, 0, 1).contiguous())
+
+
+def to_signed_pixels(pixels: torch.Tensor) -> torch.Tensor:
+    """Map bytes of any shape to float32: 2 * byte / 255 - 1."""
+    return pixels.float().div_(255.0).mul_(2.0).sub_(1.0)
+
+
+def to_bytes(signed: torch.Tensor) -> torch.Tensor:
+    """The bytes that `to_signed_pixels` made these values of, uint8; a quarter of the memory."""
+    return ((signed + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def _cover(image: Image.Image, height: int, width: int, offset: tuple[float, float]) -> Image.Image:

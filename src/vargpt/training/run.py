@@ -132,8 +132,10 @@ class Run:
         try:
             trainer.run(stop)
         finally:
-            if isinstance(task, SftTask):
+            if isinstance(task, SftTask | TokenizerTask):
                 task.close()
+        if stage.keep:
+            self._save_model(self._output / stage.name / "model")
 
     def _require_time(self, stage: Stage, stop: StopRequest) -> None:
         if stop.signal is not None:
@@ -145,7 +147,8 @@ class Run:
         if isinstance(stage, TokenizerStage):
             stream = SampleStream(stage.name, stage.data, self._data.sources(stage.data), 0.0, recipe.seed)
             pictures = [conversation.drawings[0].image for conversation in self._data.validation(stage.data)["draw"]]
-            return TokenizerTask(model.image_tokenizer, stream, pictures, schedule, stage, recipe.seed)
+            schedules = recipe.tokenizer_schedules(stage)
+            return TokenizerTask(model.image_tokenizer, stream, pictures, schedules, stage, recipe.seed)
         disk = None if recipe.latent_cache is None else (self._data.root or Path()) / recipe.latent_cache
         cache = ImageCache(self._processor, model.image_tokenizer, disk)
         if isinstance(stage, SftStage):
@@ -222,8 +225,10 @@ class Run:
 
     def save(self) -> Path:
         """Write the model as it now is, with plain weights in the recipe's dtype."""
+        return self._save_model(self._output / "model")
+
+    def _save_model(self, destination: Path) -> Path:
         state = adapters.merged_state(distributed.full_state(self._model), self._recipe)
-        destination = self._output / "model"
         if distributed.is_main():
             save_result(self._model.config, state, self._processor, self._recipe, destination)
         distributed.barrier()

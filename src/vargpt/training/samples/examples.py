@@ -106,7 +106,7 @@ class ExampleMaker:
         else:
             encoded = self._processor.encode(bare, schedule, drop_start=drop)
         targets = [
-            DrawnTarget(self._cache.latent(image, schedule, offset), self._flips(schedule, position, number))
+            DrawnTarget(self._cache.picture(image, schedule, offset), offset, self._flips(schedule, position, number))
             for number, image in enumerate(drawn)
         ]
         return Example(encoded, tuple(targets))

@@ -1,14 +1,16 @@
-"""Images of training conversations, prepared once: patches to read, tokenizer latents to draw.
+"""Images of training conversations, prepared once: patches to read, pictures to draw and their tokenizer latents.
 
-Invariant: what comes out does not depend on what was asked before: every latent is computed alone (one image per
-call of the tokenizer), so a run that resumes with an empty cache sees bitwise the same values.
+Invariant: what comes out does not depend on what was asked before. On a CPU, and where latents are kept on the disk,
+every latent is computed alone (one image per call of the tokenizer), so a run that resumes with an empty cache sees
+bitwise the same values. On an accelerator, which would wait most of the time, a micro-batch's pictures are encoded
+together; which those are is a function of the step.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -18,9 +20,13 @@ from torch import Tensor
 from vargpt.data.latents import LatentCache, encoder_fingerprint
 from vargpt.image_tokenizer import ImageTokenizer
 from vargpt.processing.conversation import DrawSource, UnderstandSource
-from vargpt.processing.images import PreparedImage
+from vargpt.processing.images import PreparedImage, to_bytes, to_signed_pixels
 from vargpt.processing.processor import VargptProcessor
 from vargpt.scales import ScaleSchedule
+
+Picture = Path | Tensor
+"""A picture to draw on its way to the tokenizer: a file whose latent is looked up, or pixels [3, H, W] at the size of
+their schedule, uint8 or float32 in [-1, 1]."""
 
 MAX_BYTES = 2 << 30
 """Memory that each of the two caches may take; the least recently used go first."""
@@ -56,7 +62,7 @@ class ImageCache:
     Args:
         tokenizer: the image tokenizer, frozen while the cache lives.
         disk: a folder that keeps latents between runs (`vargpt.data.latents`), or None.
-        max_bytes: memory for patches, and again for latents.
+        max_bytes: memory for patches, and again for latents or for pictures.
     """
 
     def __init__(
@@ -66,9 +72,10 @@ class ImageCache:
         disk: Path | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        self._processor, self._tokenizer = processor, tokenizer
+        self._processor, self.tokenizer = processor, tokenizer
         self._disk = disk
         self._patches, self._latents = RecentCache(max_bytes), RecentCache(max_bytes)
+        self._pictures = RecentCache(max_bytes)
 
     def patches(self, source: UnderstandSource) -> PreparedImage:
         """The image as patches to understand."""
@@ -77,6 +84,48 @@ class ImageCache:
         value = self._patches.get(str(source), lambda: self._processor.understand(source, training=True))
         assert isinstance(value, PreparedImage)
         return value
+
+    @property
+    def _device(self) -> torch.device:
+        return self.tokenizer.encoder.conv_in.weight.device
+
+    @property
+    def encodes_together(self) -> bool:
+        """Whether the pictures of a micro-batch go through the tokenizer as one batch."""
+        return self._device.type != "cpu" and self._disk is None
+
+    def picture(self, source: DrawSource, schedule: ScaleSchedule, offset: tuple[float, float]) -> Picture:
+        """What `latents` takes for an image; it needs no tokenizer, so other processes can make it."""
+        if isinstance(source, Tensor):
+            return self._processor.target(source, schedule)
+        if not isinstance(source, Path):
+            return to_bytes(self._processor.target(source, schedule, offset=offset))
+        if not self.encodes_together:
+            return source
+
+        def load() -> Tensor:
+            return to_bytes(self._processor.target(source, schedule, offset=offset))
+
+        value = self._pictures.get((str(source), schedule, offset), load)
+        assert isinstance(value, Tensor)
+        return value
+
+    @torch.no_grad()
+    def latents(
+        self, pictures: Sequence[Picture] | Tensor, schedule: ScaleSchedule, offsets: Sequence[tuple[float, float]]
+    ) -> Tensor:
+        """Tokenizer features of pictures [n, d, h, w], on the tokenizer's device."""
+        if not self.encodes_together:
+            rows = [
+                self.latent(_signed(picture), schedule, offset)
+                for picture, offset in zip(pictures, offsets, strict=True)
+            ]
+            return torch.stack(rows).to(self._device)
+        if not isinstance(pictures, Tensor):
+            signed = [_signed(picture) for picture in pictures]
+            pictures = torch.stack([picture for picture in signed if isinstance(picture, Tensor)])
+        with torch.autocast(self._device.type, enabled=False):
+            return self.tokenizer.features(_signed_tensor(pictures.to(self._device, non_blocking=True)))
 
     def latent(self, source: DrawSource, schedule: ScaleSchedule, offset: tuple[float, float] = (0.5, 0.5)) -> Tensor:
         """Tokenizer features of an image at the schedule's size, float32 [d, h, w] on the CPU."""
@@ -97,7 +146,7 @@ class ImageCache:
     @cached_property
     def _stored(self) -> LatentCache | None:
         """Opened when the first latent is wanted: by then the tokenizer is what it will be for the whole stage."""
-        return None if self._disk is None else LatentCache(self._disk, encoder_fingerprint(self._tokenizer))
+        return None if self._disk is None else LatentCache(self._disk, encoder_fingerprint(self.tokenizer))
 
     def flush(self) -> None:
         """Write the latents of this run that the disk does not have yet."""
@@ -106,9 +155,17 @@ class ImageCache:
 
     @torch.no_grad()
     def _encode(self, pixels_3HW: Tensor) -> Tensor:
-        device = self._tokenizer.encoder.conv_in.weight.device
+        device = self._device
         with torch.autocast(device.type, enabled=False):  # evaluations run under autocast, batches are made outside
-            return self._tokenizer.features(pixels_3HW[None].to(device))[0].cpu()
+            return self.tokenizer.features(pixels_3HW[None].to(device))[0].cpu()
+
+
+def _signed(picture: Picture) -> Picture:
+    return picture if isinstance(picture, Path) else _signed_tensor(picture)
+
+
+def _signed_tensor(pixels: Tensor) -> Tensor:
+    return to_signed_pixels(pixels) if pixels.dtype == torch.uint8 else pixels
 
 
 def _size(value: PreparedImage | Tensor) -> int:

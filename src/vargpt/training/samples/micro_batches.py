@@ -1,5 +1,8 @@
 """Samples of a step as micro-batches: few padded tokens, one schedule each, and the same shape of work on every rank.
 
+Two steps: `collate_examples` needs no model, so that other processes can do it ahead of the loop; `with_bits` adds what
+the image tokenizer makes of the pictures.
+
 Invariant: which sample is in which micro-batch does not change the step's gradient (up to rounding), since losses are
 divided by counts over the whole step. Under several ranks every micro-batch reads and draws at least one image, and all
 ranks have equally many: sharded modules then run in the same order everywhere, without which their collectives hang.
@@ -15,21 +18,37 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vargpt.image_tokenizer import ImageTokenizer
 from vargpt.inputs import ModelInputs
 from vargpt.losses import IGNORED
 from vargpt.processing.collate import Encoded
 from vargpt.processing.conversation import Conversation, DrawPart, ImagePart, assistant, user
 from vargpt.processing.processor import VargptProcessor
 from vargpt.scales import ScaleSchedule
+from vargpt.training.samples.image_cache import ImageCache, Picture
 
 
 @dataclass(frozen=True)
 class DrawnTarget:
-    """What one image to draw is made of: its latent [d, h, w] and the bit errors to inject, bool [L, d] or None."""
+    """One image to draw, the place of its crop, and the bit errors to inject, bool [L, d] or None."""
 
-    latent_dhw: Tensor
+    picture: Picture
+    offset: tuple[float, float]
     flips_Ld: Tensor | None
+
+
+@dataclass(frozen=True)
+class Collated:
+    """Rows for one forward that still lack their bits.
+
+    Attributes:
+        pictures: of the images to draw, by row; one tensor uint8 [I, 3, H, W] where all are bytes.
+        flips_ILd: bit errors to inject, or None.
+    """
+
+    inputs: ModelInputs
+    pictures: Tensor | tuple[Picture, ...]
+    offsets: tuple[tuple[float, float], ...]
+    flips_ILd: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -102,17 +121,14 @@ def filler_row(processor: VargptProcessor, schedule: ScaleSchedule, *, reads: bo
     return replace(row, is_answer=np.zeros_like(row.is_answer))
 
 
-def make_micro_batch(
-    examples: Sequence[Example],
-    processor: VargptProcessor,
-    tokenizer: ImageTokenizer,
-    *,
-    fill: bool = False,
-) -> MicroBatch:
-    """Collate examples of one schedule, and write the images they draw as bits with what the model is fed.
+def collate_examples(
+    examples: Sequence[Example], processor: VargptProcessor, stride: int, *, fill: bool = False
+) -> Collated:
+    """Collate examples of one schedule.
 
     Args:
         examples: none for a micro-batch that only keeps step with other ranks (`fill`).
+        stride: pixels per latent position, for the schedule of a filler.
         fill: add a row so that something is read and something is drawn in any case.
     """
     rows = [example.encoded for example in examples]
@@ -120,33 +136,53 @@ def make_micro_batch(
     schedule = next((row.schedule for row in rows if row.schedule is not None), None)
     reads = any(row.images for row in rows)
     if fill and not (reads and drawn):
-        small = schedule or ScaleSchedule(1.0, 1, tokenizer.config.stride)
-        schedule = small if not drawn else schedule
+        small = schedule or ScaleSchedule(1.0, 1, stride)
         rows.append(filler_row(processor, small, reads=not reads, draws=not drawn))
     inputs = processor.collate(rows, multiple_of=1).inputs
     if len(rows) > len(examples):
         assert inputs.text_targets_BT is not None
         inputs.text_targets_BT[-1] = IGNORED
-    if schedule is None:
-        return MicroBatch(inputs, 0)
-    bits = quantize(drawn, tokenizer, schedule) if drawn else _zero_bits(tokenizer, schedule)
-    inputs = replace(inputs, labels_ILd=bits[0], next_inputs_IMd=bits[1])
-    return MicroBatch(inputs, len(drawn))
+    return Collated(inputs, _stacked(drawn), tuple(target.offset for target in drawn), _flips(drawn))
+
+
+def _stacked(drawn: Sequence[DrawnTarget]) -> Tensor | tuple[Picture, ...]:
+    """Bytes of one size as one tensor: the fewer tensors, the cheaper the way between processes."""
+    pictures = [target.picture for target in drawn]
+    bytes_only = [p for p in pictures if isinstance(p, Tensor) and p.dtype == torch.uint8]
+    return torch.stack(bytes_only) if pictures and len(bytes_only) == len(pictures) else tuple(pictures)
+
+
+def _flips(drawn: Sequence[DrawnTarget]) -> Tensor | None:
+    shape = next((target.flips_Ld.shape for target in drawn if target.flips_Ld is not None), None)
+    if shape is None:
+        return None
+    none = torch.zeros(shape, dtype=torch.bool)
+    return torch.stack([none if target.flips_Ld is None else target.flips_Ld for target in drawn])
 
 
 @torch.no_grad()
-def quantize(drawn: Sequence[DrawnTarget], tokenizer: ImageTokenizer, schedule: ScaleSchedule) -> tuple[Tensor, Tensor]:
-    """Labels [I, L, d] and next-scale inputs [I, M, d] of images, on the tokenizer's device (spec 4.4)."""
-    device = tokenizer.encoder.conv_in.weight.device
-    latents_Idhw = torch.stack([target.latent_dhw for target in drawn]).to(device)
-    none = torch.zeros(schedule.num_tokens, tokenizer.config.bits, dtype=torch.bool)
-    flips = None
-    if any(target.flips_Ld is not None for target in drawn):
-        flips = torch.stack([none if t.flips_Ld is None else t.flips_Ld for t in drawn]).to(device)
+def with_bits(rows: Collated, cache: ImageCache) -> MicroBatch:
+    """Write the images that rows draw as bits, with what the model is fed (spec 4.4)."""
+    inputs, images, tokenizer = rows.inputs, len(rows.pictures), cache.tokenizer
+    schedule = inputs.schedule
+    if schedule is None:
+        return MicroBatch(inputs, 0)
+    if not images:
+        labels, following = _zero_bits(tokenizer.config.bits, schedule)
+        return MicroBatch(replace(inputs, labels_ILd=labels, next_inputs_IMd=following), 0)
+    latents_Idhw = cache.latents(rows.pictures, schedule, rows.offsets)
+    flips = None if rows.flips_ILd is None else rows.flips_ILd.to(latents_Idhw.device)
     bits = tokenizer.quantize(latents_Idhw, schedule, flips)
-    return bits.labels_BLd, bits.next_inputs_BMd
+    return MicroBatch(replace(inputs, labels_ILd=bits.labels_BLd, next_inputs_IMd=bits.next_inputs_BMd), images)
 
 
-def _zero_bits(tokenizer: ImageTokenizer, schedule: ScaleSchedule) -> tuple[Tensor, Tensor]:
-    bits, tokens = tokenizer.config.bits, schedule.num_tokens
+def make_micro_batch(
+    examples: Sequence[Example], processor: VargptProcessor, cache: ImageCache, *, fill: bool = False
+) -> MicroBatch:
+    """Collate examples of one schedule, and write the images they draw as bits; see `collate_examples`."""
+    return with_bits(collate_examples(examples, processor, cache.tokenizer.config.stride, fill=fill), cache)
+
+
+def _zero_bits(bits: int, schedule: ScaleSchedule) -> tuple[Tensor, Tensor]:
+    tokens = schedule.num_tokens
     return torch.zeros(1, tokens, bits, dtype=torch.uint8), torch.zeros(1, tokens - schedule.lengths[0], bits)

@@ -79,6 +79,8 @@ def run_pairs_stage(
         chosen=stage.chosen,
         seed=seed,
         batch_size=stage.batch_size,
+        prompts_per_shard=max(PairPlan.prompts_per_shard, stage.batch_size // stage.num_samples),
+        workers=stage.workers,
         share=(distributed.rank(), distributed.world_size()),
     )
     with torch.no_grad(), half_precision(model):

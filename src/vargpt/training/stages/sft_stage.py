@@ -26,7 +26,15 @@ from vargpt.training.planning.flops import WorkCounter
 from vargpt.training.recipes.schema import SftStage
 from vargpt.training.samples.examples import ExampleMaker, SampleStream
 from vargpt.training.samples.image_cache import ImageCache
-from vargpt.training.samples.micro_batches import Example, MicroBatch, group_examples, make_micro_batch
+from vargpt.training.samples.micro_batches import (
+    Collated,
+    Example,
+    MicroBatch,
+    collate_examples,
+    group_examples,
+    make_micro_batch,
+    with_bits,
+)
 
 _SHORT = 128
 """Columns up to which the plain SDPA backend is faster on a CPU (its backward is 3 times faster below 100)."""
@@ -80,7 +88,7 @@ class SftTask:
         self._processor, self._schedule, self._stage, self._cache = processor, schedule, stage, cache
         self._stream = SampleStream(stage.name, stage.data, sources, stage.variety, seed)
         self._maker = ExampleMaker(stage, model, processor, cache, schedule, seed)
-        self._loader = Loader(self._example, stage.workers, depth=max(1, 2 * stage.loop.batch_size))
+        self._loader = Loader(self._collated, stage.workers, end=stage.loop.stop_at or stage.loop.steps)
         tasks = {entry.task for entry in stage.data}
         self._validation = {name: list(items) for name, items in (validation or {}).items() if name in tasks and items}
 
@@ -92,27 +100,29 @@ class SftTask:
 
     def batch(self, step: int) -> list[MicroBatch]:
         """This rank's samples of a step, collated in micro-batches of like length."""
-        mine = len(distributed.share(self._stage.loop.batch_size))
-        return self._collate([self._loader.get(step * mine + number) for number in range(mine)])
+        groups = self._loader.get(step)
+        several = distributed.world_size() > 1
+        missing = distributed.max_int(len(groups)) - len(groups) if several else 0
+        return [with_bits(group, self._cache) for group in groups] + [self._filler() for _ in range(missing)]
 
-    def _example(self, number: int) -> Example:
-        """The number-th of this rank's samples, counted over all steps."""
-        step, index = divmod(number, len(distributed.share(self._stage.loop.batch_size)))
-        position = self.positions(step)[index]
-        return self._maker.training(self._stream.at(position), position)
+    def _collated(self, step: int) -> list[Collated]:
+        """What of a step needs no model: `workers` processes make it ahead."""
+        loop, stride = self._stage.loop, self._cache.tokenizer.config.stride
+        examples = [self._maker.training(self._stream.at(position), position) for position in self.positions(step)]
+        fill = distributed.world_size() > 1
+        return [
+            collate_examples(group, self._processor, stride, fill=fill)
+            for group in group_examples(examples, loop.micro_batch_size, loop.micro_batch_tokens)
+        ]
+
+    def _filler(self) -> MicroBatch:
+        """A micro-batch that only keeps step with other ranks."""
+        return make_micro_batch([], self._processor, self._cache, fill=True)
 
     def close(self) -> None:
         """Stop preparing samples ahead, and keep the latents that were made."""
         self._loader.close()
         self._cache.flush()
-
-    def _collate(self, examples: Sequence[Example]) -> list[MicroBatch]:
-        loop, tokenizer = self._stage.loop, self.module.image_tokenizer
-        groups = group_examples(examples, loop.micro_batch_size, loop.micro_batch_tokens)
-        several = distributed.world_size() > 1
-        if several:
-            groups += [[] for _ in range(distributed.max_int(len(groups)) - len(groups))]
-        return [make_micro_batch(group, self._processor, tokenizer, fill=several) for group in groups]
 
     def counts(self, batch: Sequence[MicroBatch]) -> dict[str, float]:
         """Denominators: text targets and drawn images; `tokens` and `flops` for the record."""
@@ -167,10 +177,16 @@ class SftTask:
         """Losses by task on what was set aside: canonical wording, no drops, no flips; the same on every rank."""
         values: dict[str, float] = {}
         for task, conversations in self._validation.items():
-            batch = self._collate([self._maker.canonical(conversation) for conversation in conversations])
+            batch = self._validation_batch([self._maker.canonical(conversation) for conversation in conversations])
             counts = self.counts(batch)
             for micro in batch:
                 for name, value in self.loss(micro, counts)[1].items():
                     if "/" not in name:  # the scales of three tasks would be too many curves
                         values[f"{task}/{name}"] = values.get(f"{task}/{name}", 0.0) + float(value)
         return values
+
+    def _validation_batch(self, examples: Sequence[Example]) -> list[MicroBatch]:
+        """The same micro-batches on every rank."""
+        loop, several = self._stage.loop, distributed.world_size() > 1
+        groups = group_examples(examples, loop.micro_batch_size, loop.micro_batch_tokens)
+        return [make_micro_batch(group, self._processor, self._cache, fill=several) for group in groups]
