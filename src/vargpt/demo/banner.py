@@ -1,84 +1,167 @@
-"""The README's picture: drawn scale by scale, named, and edited, on one wide PNG.
+"""Pictures of the demo as PNG: the README's banner, and a contact sheet of everything drawn.
 
-Invariant: it shows the first results of the demo's lists, whatever they are.
+Invariant: the banner shows the first results of the demo's lists, whatever they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from PIL import Image, ImageDraw, ImageFont
 
-from vargpt.demo.page import Demo
+from vargpt.demo.content import Demo, Edited, Look, Named, Row, Steps
+from vargpt.inference.pictures import contact_sheet
 
-_CELL = 120
-_GAP = 12
-_MARGIN = 32
-_TITLE = 34
-_CAPTION = 28
-_INK, _SOFT, _LINE, _PAPER = (29, 29, 34), (107, 107, 118), (230, 230, 236), (251, 251, 253)
-_ROWS = 3
+_CELL, _GAP, _MARGIN = 104, 10, 28
+_LEFT_WIDTH = 5 * _CELL + 4 * _GAP
+_RIGHT = _MARGIN + _LEFT_WIDTH + 44
+_RIGHT_WIDTH = 2 * (2 * _CELL + 34) + 24
+_WIDTH = _RIGHT + _RIGHT_WIDTH + _MARGIN
+_TITLE, _CAPTION, _ROW_GAP = 34, 24, 16
+_INK, _SOFT, _LINE, _PAPER, _OK, _NO = (
+    (29, 29, 34), (99, 101, 114), (222, 223, 231), (251, 251, 253), (20, 128, 74), (194, 64, 47),
+)  # fmt: skip
+_COLOURS = 255
+"""Of the finished banner: enough for flat art, and a third of the bytes."""
 
 
 class _Sheet:
     """A canvas of framed cells with captions."""
 
-    def __init__(self, width: int, height: int) -> None:
-        self.image = Image.new("RGB", (width, height), _PAPER)
+    def __init__(self, height: int) -> None:
+        self.image = Image.new("RGB", (_WIDTH, height), _PAPER)
         self._draw = ImageDraw.Draw(self.image)
+        self._draw.rectangle((0, 0, _WIDTH - 1, height - 1), outline=_LINE)
 
-    def title(self, left: int, text: str) -> None:
-        """Head of a column group."""
-        self._draw.text((left, _MARGIN - 10), text, fill=_INK, font=ImageFont.load_default(20))
+    def title(self, left: int, top: int, text: str) -> None:
+        """Head of a group."""
+        self._draw.text((left, top), text, fill=_INK, font=ImageFont.load_default(20))
 
-    def picture(self, left: int, top: int, picture: Image.Image, caption: str = "") -> None:
-        """One picture in a frame, with a line under it."""
+    def picture(self, left: int, top: int, picture: Image.Image) -> None:
+        """One picture in a frame."""
         factor = _CELL / max(picture.size)
         size = (round(picture.width * factor), round(picture.height * factor))
-        fitted = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-        self._draw.rounded_rectangle(
-            (left - 5, top - 5, left + _CELL + 4, top + _CELL + 4), 10, fill="white", outline=_LINE, width=1
-        )
+        fitted = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        self._draw.rectangle((left - 1, top - 1, left + _CELL, top + _CELL), outline=_LINE, fill="white")
         self.image.paste(fitted, (left + (_CELL - size[0]) // 2, top + (_CELL - size[1]) // 2))
-        self.caption(left, top, _CELL, caption)
 
-    def caption(self, left: int, top: int, width: int, text: str) -> None:
-        """A centred line under a cell or a pair of them, cut where it is too long."""
-        font = ImageFont.load_default(14)
-        while text and self._draw.textlength(text, font=font) > width + _GAP:
+    def text(
+        self, left: int, top: int, width: int, text: str, size: int = 15, colour: tuple[int, ...] = _SOFT
+    ) -> float:
+        """A line, cut where it is too long; returns its length."""
+        font = ImageFont.load_default(size)
+        while text and self._draw.textlength(text, font=font) > width:
             text = text[:-4].rstrip(" .") + "..."
-        length = self._draw.textlength(text, font=font)
-        self._draw.text((left + (width - length) / 2, top + _CELL + 8), text, fill=_SOFT, font=font)
+        self._draw.text((left, top), text, fill=colour, font=font)
+        return self._draw.textlength(text, font=font)
+
+    def centred(self, left: int, top: int, text: str, size: int = 13) -> None:
+        """A line under a cell."""
+        length = self._draw.textlength(text, font=ImageFont.load_default(size))
+        self.text(left + round((_CELL - length) / 2), top, _CELL, text, size)
+
+    def tick(self, left: int, middle: int, right: bool) -> None:
+        """A tick or a cross, drawn, since the built-in font has none."""
+        if right:
+            self._draw.line([(left, middle), (left + 4, middle + 5), (left + 12, middle - 6)], fill=_OK, width=3)
+        else:
+            self._draw.line([(left + 1, middle - 5), (left + 11, middle + 5)], fill=_NO, width=3)
+            self._draw.line([(left + 1, middle + 5), (left + 11, middle - 5)], fill=_NO, width=3)
 
     def arrow(self, left: int, top: int) -> None:
         """From a picture to its edit."""
         middle = top + _CELL // 2
-        self._draw.line((left, middle, left + 22, middle), fill=_SOFT, width=2)
-        self._draw.polygon([(left + 28, middle), (left + 20, middle - 5), (left + 20, middle + 5)], fill=_SOFT)
+        self._draw.line((left, middle, left + 14, middle), fill=_SOFT, width=2)
+        self._draw.polygon([(left + 20, middle), (left + 12, middle - 5), (left + 12, middle + 5)], fill=_SOFT)
 
 
 def banner(demo: Demo) -> Image.Image:
-    """Three groups side by side: scale by scale, named, edited."""
-    step, scales = _CELL + _GAP, len(demo.steps[0].pictures)
-    groups = 28
-    named_left = _MARGIN + scales * step + groups
-    edited_left = named_left + 2 * step + groups
-    width = edited_left + 2 * _CELL + 40 + _MARGIN
-    top = _MARGIN + _TITLE
-    sheet = _Sheet(width, top + _ROWS * (_CELL + _CAPTION + _GAP) + _MARGIN - _GAP)
-    for left, text in ((_MARGIN, "draws, scale by scale"), (named_left, "names"), (edited_left, "edits")):
-        sheet.title(left, text)
-    for row in range(_ROWS):
-        here = top + row * (_CELL + _CAPTION + _GAP)
-        drawn = demo.steps[row]
-        for column, (picture, grid) in enumerate(zip(drawn.pictures, drawn.grids, strict=True)):
-            last = column == scales - 1
-            caption = drawn.prompt if last else f"{grid[1]}x{grid[0]}"
-            sheet.picture(_MARGIN + column * step, here, picture, caption)
-        for column in range(2):
-            item = demo.captions[2 * row + column]
-            sheet.picture(named_left + column * step, here, item.picture, item.said.strip())
-        edit = demo.edits[row]
-        sheet.picture(edited_left, here, edit.before)
-        sheet.arrow(edited_left + _CELL + 6, here)
-        sheet.picture(edited_left + _CELL + 40, here, edit.after)
-        sheet.caption(edited_left, here, 2 * _CELL + 40, edit.instruction)
-    return sheet.image
+    """Left: drawn coarse to fine, then several versions. Right: questions answered, pictures named, edits."""
+    heroes, rows = list(demo.heroes), [rows[0] for rows in (demo.scene_rows[1:], demo.emoji_rows[1:]) if rows]
+    rows = rows or [part[0] for part in (demo.scene_rows, demo.emoji_rows) if part]
+    band = _CELL + _CAPTION + _ROW_GAP
+    looks, names = list(demo.looks[:2]), list(demo.named[:4])
+    edits = [*demo.scene_edits[:2], *demo.emoji_edits[:2]]
+    answered = len(looks) if looks else bool(names)
+    right_bands = answered + (len(edits) + 1) // 2
+    upper = max(len(heroes), answered)
+    height = _MARGIN + 2 * _TITLE + (max(upper + len(rows), right_bands)) * band + 6
+    sheet = _Sheet(height)
+    top = _MARGIN - 8
+    sheet.title(_MARGIN, top, "draws, coarse to fine")
+    for index, steps in enumerate(heroes):
+        _steps(sheet, top + _TITLE + index * band, steps)
+    sheet.title(_RIGHT, top, "answers" if looks else "names")
+    for index, look in enumerate(looks):
+        _look(sheet, top + _TITLE + index * band, look)
+    if not looks:
+        _names(sheet, top + _TITLE, names)
+    top += _TITLE + upper * band
+    sheet.title(_MARGIN, top, "again and again, other seeds")
+    for index, row in enumerate(rows):
+        _row(sheet, top + _TITLE + index * band, row)
+    sheet.title(_RIGHT, top, "edits")
+    for index, edit in enumerate(edits):
+        left = _RIGHT + (index % 2) * (2 * _CELL + 34 + 24)
+        _edit(sheet, left, top + _TITLE + index // 2 * band, edit)
+    return sheet.image.quantize(_COLOURS, dither=Image.Dither.NONE)
+
+
+def _steps(sheet: _Sheet, top: int, steps: Steps) -> None:
+    for index, (picture, (rows, columns)) in enumerate(zip(steps.pictures[-5:], steps.grids[-5:], strict=True)):
+        left = _MARGIN + index * (_CELL + _GAP)
+        sheet.picture(left, top, picture)
+        if index < min(len(steps.pictures), 5) - 1:
+            sheet.centred(left, top + _CELL + 5, f"{columns}x{rows}")
+    sheet.text(_MARGIN, top + _CELL + 5, 0, "")
+    last = _MARGIN + (min(len(steps.pictures), 5) - 1) * (_CELL + _GAP)
+    sheet.centred(last, top + _CELL + 5, "done")
+
+
+def _row(sheet: _Sheet, top: int, row: Row) -> None:
+    for index, drawing in enumerate(row.drawings[:5]):
+        sheet.picture(_MARGIN + index * (_CELL + _GAP), top, drawing.picture)
+    sheet.text(_MARGIN, top + _CELL + 4, _LEFT_WIDTH, row.prompt)
+
+
+def _look(sheet: _Sheet, top: int, look: Look) -> None:
+    sheet.picture(_RIGHT, top, look.picture)
+    left, width = _RIGHT + _CELL + 16, _RIGHT_WIDTH - _CELL - 16
+    for index, answer in enumerate(look.answers[:4]):
+        here = top + index * 27
+        length = sheet.text(left, here, width - 110, answer.question)
+        length += sheet.text(left + round(length) + 8, here, width - round(length) - 34, answer.said, 15, _INK) + 8
+        sheet.tick(left + round(length) + 8, here + 10, answer.right)
+
+
+def _names(sheet: _Sheet, top: int, names: Sequence[Named]) -> None:
+    for index, item in enumerate(names):
+        left = _RIGHT + index * (_CELL + _GAP + 8)
+        sheet.picture(left, top, item.picture)
+        sheet.centred(left, top + _CELL + 5, item.said)
+
+
+def _edit(sheet: _Sheet, left: int, top: int, edit: Edited) -> None:
+    sheet.picture(left, top, edit.before)
+    sheet.arrow(left + _CELL + 7, top)
+    sheet.picture(left + _CELL + 34, top, edit.after)
+    sheet.text(left, top + _CELL + 4, 2 * _CELL + 40, edit.instruction)
+
+
+def sheet(demo: Demo) -> Image.Image:
+    """All pictures that the model drew, on one PNG."""
+    rows: list[list[Image.Image | None]] = []
+    labels = []
+    for item in demo.heroes:
+        rows.append(list(item.pictures))
+        labels.append(f"{item.prompt}, scale by scale")
+    for row in (*demo.scene_rows, *demo.emoji_rows):
+        rows.append([drawing.picture for drawing in row.drawings])
+        labels.append(row.prompt)
+    for edit in (*demo.scene_edits, *demo.emoji_edits):
+        rows.append([edit.before, edit.after])
+        labels.append(edit.instruction)
+    for talk in demo.talks:
+        rows.append([turn.picture for turn in talk.turns if turn.picture is not None])
+        labels.append("; ".join(turn.text for turn in talk.turns if turn.role == "user"))
+    return contact_sheet(rows, labels, cell=96)

@@ -1,186 +1,135 @@
 """The demo's page: one HTML file with all pictures inside it, and nothing loaded from elsewhere.
 
-Invariant: whatever a model says is escaped; the file opens offline.
+Invariant: whatever a model says is escaped; the file opens offline; a section without content is left out.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from typing import TypeVar
 
 from PIL import Image
 
+from vargpt.data.scenes.facts import Verdict
+from vargpt.demo.content import WHAT, Answer, Demo, Drawing, Edited, Look, Named, Row, Score, Steps, Talk, Turn
+from vargpt.demo.diagram import pyramid
+from vargpt.demo.style import STYLE, growing_style
 from vargpt.inference.pictures import png_bytes
 
-STYLE = """
-:root { --ink: #1d1d22; --soft: #6b6b76; --line: #e6e6ec; --paper: #fbfbfd; --card: #fff; --accent: #3a5bd9; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #ececf1; --soft: #9a9aa6; --line: #2c2c35; --paper: #141418; --card: #1d1d23; --accent: #8ea4ff; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1000px; margin: 0 auto; padding: 48px 24px 80px; }
-h1 { font-size: 40px; letter-spacing: -0.02em; margin: 0 0 4px; }
-h2 { font-size: 22px; letter-spacing: -0.01em; margin: 56px 0 4px; }
-p { margin: 4px 0 16px; color: var(--soft); max-width: 46em; }
-.lead { font-size: 19px; }
-.facts { display: flex; flex-wrap: wrap; gap: 8px; margin: 16px 0 0; padding: 0; list-style: none; }
-.facts li { border: 1px solid var(--line); background: var(--card); border-radius: 999px; padding: 4px 12px;
-  font-size: 14px; color: var(--soft); }
-.grid { display: grid; gap: 14px; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 14px; }
-.name { font-weight: 600; margin: 0 0 10px; color: var(--ink); }
-.strip { display: flex; gap: 10px; align-items: center; flex-wrap: wrap; }
-.strip figure { flex: 0 0 104px; }
-.strip .arrow { color: var(--soft); font-size: 20px; }
-figure { margin: 0; text-align: center; }
-figure img { width: 100%; max-width: 112px; aspect-ratio: auto; border-radius: 10px; background: #fff;
-  border: 1px solid var(--line); display: block; margin: 0 auto; }
-figcaption { font-size: 12.5px; color: var(--soft); margin-top: 5px; line-height: 1.35; overflow-wrap: anywhere; }
-.ok { color: #1f9d55; font-weight: 600; } .no { color: #c9574a; font-weight: 600; }
-.said { color: var(--ink); font-weight: 600; display: block; }
-.tag { display: inline-block; font-size: 11px; color: var(--accent); border: 1px solid currentColor;
-  border-radius: 999px; padding: 0 7px; }
-.talk { display: flex; flex-direction: column; gap: 10px; max-width: 640px; }
-.turn { border-radius: 16px; padding: 10px 14px; width: fit-content; max-width: 85%; border: 1px solid var(--line); }
-.turn.user { align-self: flex-end; background: var(--accent); color: var(--paper); border-color: transparent; }
-.turn.assistant { background: var(--card); }
-.turn img { display: block; width: 128px; border-radius: 10px; background: #fff; }
-.turn p { margin: 0; color: inherit; }
-code { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 1px 6px; font-size: 14px; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 14px 18px; overflow-x: auto;
-  font-size: 14px; }
-footer { margin-top: 64px; color: var(--soft); font-size: 14px; }
-"""
-
-
-@dataclass(frozen=True)
-class Steps:
-    """One picture as it came, scale by scale; the last one is the finished picture."""
-
-    prompt: str
-    pictures: Sequence[Image.Image]
-    grids: Sequence[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """Pictures of one prompt with different seeds."""
-
-    prompt: str
-    pictures: Sequence[Image.Image]
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A real picture, what the model calls it and what it is called."""
-
-    picture: Image.Image
-    said: str
-    name: str
-    held_out: bool
-
-
-@dataclass(frozen=True)
-class Edit:
-    """A picture, what was asked for and what came."""
-
-    before: Image.Image
-    instruction: str
-    after: Image.Image
-    held_out: bool
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One turn of the conversation: words, a picture, or both."""
-
-    role: str
-    text: str
-    picture: Image.Image | None = None
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Everything on the page."""
-
-    model: str
-    parameters: int
-    seconds: float
-    per_picture: float
-    steps: Sequence[Steps]
-    rows: Sequence[Row]
-    captions: Sequence[Caption]
-    edits: Sequence[Edit]
-    turns: Sequence[Turn]
-    commands: Sequence[str]
+SCENE_COMMANDS = (
+    'vargpt draw "a small blue star left of a red ring" -o star.png --seed 7',
+    'vargpt chat examples/scene-stars.png "how many stars are there?"',
+    'vargpt edit examples/scene-star-ring.png "make the star purple" -o purple.png',
+)
+EMOJI_COMMANDS = (
+    'vargpt draw "woman superhero" -o hero.png -n 4 --previews steps/',
+    'vargpt chat examples/fox.png "what is this?"',
+    'vargpt edit examples/firefighter.png "give it a dark skin tone" -o edited.png',
+)
+TALK_COMMANDS = ("vargpt chat                 # a conversation: /draw, /image and /edit work in it",)
+TRAIN_COMMANDS = (
+    '# pictures/ holds image files and metadata.jsonl: {"file_name": "fox.png", "text": "fox"} per line',
+    "vargpt train recipes/emoji-small.yaml --data pictures/ --out runs/mine",
+    'vargpt draw "fox" --model runs/mine/model -o fox.png',
+)
+DOCUMENTS = ("docs/architecture.md", "docs/training.md", "docs/scenes.md")
+_Item = TypeVar("_Item")
 
 
 def render(demo: Demo) -> str:
     """The whole page as HTML text."""
-    height, width = demo.steps[0].pictures[-1].size[::-1]
-    facts = (
-        f"{demo.parameters / 1e6:.1f}M parameters",
-        f"{width}x{height} pixels",
-        f"{len(demo.steps[0].grids)} scales",
-        f"{demo.per_picture:.2f} s per picture on this machine's CPU",
-        f"this page in {demo.seconds:.0f} s",
-    )
+    seeds = len(demo.scene_rows[0].drawings) if demo.scene_rows else 0
+    plain_edit = "Picture in, instruction in, new picture out: no mask, no second model."
     body = [
-        "<header><h1>vargpt</h1>",
-        '<p class="lead">One model that reads, draws and edits pictures. It predicts words one by one, and pictures '
-        "scale by scale: a coarse guess first, then finer and finer ones on top.</p>",
-        '<ul class="facts">' + "".join(f"<li>{escape(fact)}</li>" for fact in facts) + "</ul></header>",
+        _header(demo),
         _section(
-            "Drawn scale by scale",
-            "Each step predicts all tokens of one grid at once. The pictures between are what is known so far.",
-            _grid(250, (_steps(item) for item in demo.steps)),
+            "It draws scenes",
+            "A checker that knows nothing of the model reads every picture back from its pixels and compares it with "
+            "each fact that the words assert. One dot is one fact: a round one holds, a hollow diamond does not. "
+            f"Shown is what came, seeds 0 to {seeds - 1}.",
+            _grid(440, _row, demo.scene_rows),
         ),
         _section(
-            "The same words, other dice",
-            "Every picture has its own seed, and comes out the same whatever else is drawn beside it.",
-            _grid(440, (_row(item) for item in demo.rows)),
+            "It draws emoji",
+            "The same words with other seeds. A picture depends on its own seed alone, whatever is drawn beside it.",
+            _grid(440, _row, demo.emoji_rows),
         ),
         _section(
-            "It tells what it sees",
-            "Asked “what is this?” about real files. Tagged ones were kept out of training.",
-            _grid(140, (_caption(item) for item in demo.captions)),
+            "It answers questions",
+            "About fresh scenes that it never met. Ticks compare with what the scene really is.",
+            _grid(440, _look, demo.looks),
         ),
         _section(
-            "It changes what it sees",
-            "The picture goes in, the instruction goes in, a new picture comes out. No mask, no second model.",
-            _grid(270, (_edit(item) for item in demo.edits)),
+            "It names pictures",
+            f"Real files, and the question “{WHAT}” Tagged ones were kept out of training.",
+            _grid(128, _named, demo.named),
         ),
         _section(
-            "And it does so in conversation",
-            "One model, one talk: it draws, is asked about its own picture, and changes it.",
-            '<div class="talk">' + "".join(_turn(turn) for turn in demo.turns) + "</div>",
+            "It edits scenes",
+            f"{plain_edit} The checker says whether the change is there, and how much of the rest stayed as it was.",
+            _grid(300, _edit, demo.scene_edits),
         ),
+        _section("It edits emoji", plain_edit, _grid(300, _edit, demo.emoji_edits)),
         _section(
-            "Do it yourself",
-            "The same from the command line:",
-            f"<pre>{escape(chr(10).join(demo.commands))}</pre>",
+            "All in one conversation",
+            "It draws, is asked about its own drawing, changes it, and is asked again.",
+            _grid(400, _talk, demo.talks),
         ),
-        f"<footer>Made by <code>make demo</code> with {escape(demo.model)}. Sample pictures and training data: "
-        "Noto Emoji, © Google, Apache License 2.0.</footer>",
+        _how(demo),
+        _section("Do it yourself", "In the project's folder:", _commands(demo)),
+        f"<footer>Made by <code>make demo</code> with {escape(demo.model)}: one run, fixed seeds, nothing picked by "
+        f"hand. {'Emoji: Noto Emoji, © Google, Apache License 2.0. ' if demo.named else ''}"
+        f"More in {', '.join(f'<code>{name}</code>' for name in DOCUMENTS)}.</footer>",
     ]
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>vargpt: reads, draws, edits</title>'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>vargpt: draws, reads, edits</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head><body><main>{''.join(body)}</main></body></html>\n"
+        f"<style>{STYLE}{growing_style(len(demo.heroes[0].grids))}</style></head>"
+        f"<body><main>{''.join(body)}</main></body></html>\n"
+    )
+
+
+def _header(demo: Demo) -> str:
+    height, width = demo.heroes[0].pictures[-1].size[::-1]
+    chips = (
+        f"{demo.weights / 1e6:.1f} million weights",
+        f"{width}×{height} pixels",
+        f"{len(demo.heroes[0].grids)} scales",
+        f"{demo.per_picture:.2f} s per picture on {demo.threads} CPU thread{'s' if demo.threads > 1 else ''}",
+        f"this page in {demo.seconds:.0f} s",
+    )
+    tiles = "".join(map(_tile, demo.scores))
+    return (
+        '<header><p class="brand">vargpt</p><h1>One small model that draws, reads and edits pictures</h1>'
+        '<p class="lead">Words come token by token, pictures scale by scale: a coarse guess first, then finer and '
+        "finer ones on top, until the picture stands.</p>"
+        f'<div class="heroes grid" style="{_columns(480)}">{"".join(map(_hero, demo.heroes))}</div>'
+        f'<ul class="chips">{"".join(f"<li>{escape(chip)}</li>" for chip in chips)}</ul>'
+        f'{f"""<ul class="tiles">{tiles}</ul>""" if tiles else ""}</header>'
+    )
+
+
+def _tile(score: Score) -> str:
+    share = 100 * score.right / score.total
+    return (
+        f"<li><b>{score.right}<small> / {score.total}</small></b>"
+        f'<span class="bar"><span style="width: {share:.0f}%"></span></span>{escape(score.label)}</li>'
     )
 
 
 def _section(title: str, text: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2><p>{escape(text)}</p>{content}</section>"
+    return f"<section><h2>{escape(title)}</h2><p>{escape(text)}</p>{content}</section>" if content else ""
 
 
-def _grid(least: int, cards: Iterable[str]) -> str:
-    columns = f"repeat(auto-fill, minmax(min({least}px, 100%), 1fr))"
-    return f'<div class="grid" style="grid-template-columns: {columns}">{"".join(cards)}</div>'
+def _columns(least: int) -> str:
+    return f"grid-template-columns: repeat(auto-fit, minmax(min({least}px, 100%), 1fr))"
+
+
+def _grid(least: int, card: Callable[[_Item], str], items: Iterable[_Item]) -> str:
+    cards = "".join(card(item) for item in items)
+    return f'<div class="grid" style="{_columns(least)}">{cards}</div>' if cards else ""
 
 
 def _image(picture: Image.Image, text: str) -> str:
@@ -189,42 +138,148 @@ def _image(picture: Image.Image, text: str) -> str:
 
 
 def _figure(picture: Image.Image, text: str, caption: str = "") -> str:
-    return f"<figure>{_image(picture, text)}<figcaption>{caption}</figcaption></figure>"
+    return f"<figure>{_image(picture, text)}{f'<figcaption>{caption}</figcaption>' if caption else ''}</figure>"
 
 
-def _columns(figures: Sequence[str]) -> str:
-    style = f"grid-template-columns: repeat({len(figures)}, 1fr); gap: 8px"
-    return f'<div class="grid" style="{style}">{"".join(figures)}</div>'
+def _side_by_side(figures: Sequence[str], name: str = "strip") -> str:
+    return f'<div class="{name}" style="grid-template-columns: repeat({len(figures)}, 1fr)">{"".join(figures)}</div>'
 
 
-def _steps(item: Steps) -> str:
-    figures = [
+def _mark(right: bool) -> str:
+    return f'<span class="{"ok" if right else "no"}">{"✓" if right else "✗"}</span>'
+
+
+def _tag(text: str) -> str:
+    return f' <span class="tag">{escape(text)}</span>'
+
+
+def _hero(item: Steps) -> str:
+    growing = "".join(_image(picture, f"{item.prompt}, growing") for picture in item.pictures)
+    strip = [
         _figure(picture, f"{item.prompt}, scale {index + 1}", f"{grid[1]}×{grid[0]}")
         for index, (picture, grid) in enumerate(zip(item.pictures, item.grids, strict=True))
     ]
-    return f'<div class="card"><p class="name">{escape(item.prompt)}</p>{_columns(figures)}</div>'
+    return (
+        f'<div class="card hero"><p class="prompt">“{escape(item.prompt)}”</p>'
+        f'<div class="growing">{growing}</div>{_side_by_side(strip)}</div>'
+    )
 
 
 def _row(item: Row) -> str:
-    figures = [_figure(picture, item.prompt) for picture in item.pictures]
-    return f'<div class="card"><p class="name">{escape(item.prompt)}</p>{_columns(figures)}</div>'
+    tag = _tag(f"never in training: {item.unseen}") if item.unseen else ""
+    figures = [_drawing(drawing, item.prompt) for drawing in item.drawings]
+    return f'<div class="card"><p class="prompt">“{escape(item.prompt)}”{tag}</p>{_side_by_side(figures)}</div>'
 
 
-def _caption(item: Caption) -> str:
-    right = item.said.strip() == item.name
-    verdict = '<span class="ok">✓</span>' if right else f'<span class="no">✗</span> {escape(item.name)}'
-    tag = ' <span class="tag">held out</span>' if item.held_out else ""
-    text = f'<span class="said">“{escape(item.said.strip())}”</span>{verdict}{tag}'
-    return f'<div class="card">{_figure(item.picture, item.name, text)}</div>'
+def _drawing(item: Drawing, prompt: str) -> str:
+    if item.verdicts is None:
+        return _figure(item.picture, prompt)
+    dots = "".join(
+        f'<i class="{"hit" if verdict.holds else "miss"}" title="{escape(in_words(verdict), quote=True)}"></i>'
+        for verdict in item.verdicts
+    )
+    missing = list(dict.fromkeys(in_words(verdict) for verdict in item.verdicts if not verdict.holds))
+    count = f"{sum(verdict.holds for verdict in item.verdicts)} of {len(item.verdicts)}"
+    text = f"{_mark(not missing)} {count}" + (f": not {escape(', '.join(missing))}" if missing else "")
+    return (
+        f'<figure>{_image(item.picture, prompt)}<div class="facts">{dots}</div><figcaption>{text}</figcaption></figure>'
+    )
 
 
-def _edit(item: Edit) -> str:
-    tag = ' <span class="tag">held out</span>' if item.held_out else ""
-    pair = _figure(item.before, "before") + '<span class="arrow">→</span>' + _figure(item.after, "after")
-    return f'<div class="card"><p class="name">{escape(item.instruction)}{tag}</p><div class="strip">{pair}</div></div>'
+def in_words(verdict: Verdict) -> str:
+    """What a fact says, in a word or two."""
+    if verdict.kind == "total":
+        return f"{verdict.said} thing{'' if verdict.said == '1' else 's'} in all"
+    if verdict.kind == "place":
+        return f"place {verdict.said}"
+    return f"{verdict.said} background" if verdict.kind == "background" else verdict.said
+
+
+def _look(item: Look) -> str:
+    caption = item.caption
+    lines = [
+        f'<li><span class="cap">{_mark(caption.right)} “{escape(caption.said)}”</span>'
+        f'<span class="truth">{escape(caption.share)}</span></li>',
+        *map(_answer, item.answers),
+    ]
+    tag = _tag("never seen in training") if item.unseen else ""
+    return (
+        f'<div class="card look">{_figure(item.picture, caption.truth, tag)}'
+        f'<ul class="answers">{"".join(lines)}</ul></div>'
+    )
+
+
+def _answer(item: Answer) -> str:
+    truth = "" if item.right else f'<span class="truth">it is {escape(item.truth)}</span>'
+    return (
+        f'<li><span class="q">{escape(item.question)}</span>'
+        f'<span class="a">{escape(item.said)} {_mark(item.right)}</span>{truth}</li>'
+    )
+
+
+def _named(item: Named) -> str:
+    truth = _mark(True) if item.right else f"{_mark(False)} {escape(item.name)}"
+    tag = _tag("held out") if item.held_out else ""
+    text = f'<span class="said">{escape(item.said)}</span>{truth}{tag}'
+    return f'<div class="card named">{_figure(item.picture, item.name, text)}</div>'
+
+
+def _edit(item: Edited) -> str:
+    unseen = "never seen in training" if item.score is not None else "held out"
+    tag = _tag(unseen) if item.unseen else ""
+    pair = (
+        f'<div class="edit">{_figure(item.before, "before")}<span class="arrow">→</span>'
+        f"{_figure(item.after, f'after: {item.instruction}')}</div>"
+    )
+    verdict = ""
+    if item.score is not None:
+        done, kept = item.score.asked, item.score.kept
+        rest = "all the rest kept" if kept == 1 else f"{100 * kept:.0f}% of the rest kept"
+        verdict = (
+            f'<p class="verdict">{_mark(done)} {"done" if done else "not done"} &nbsp; {_mark(kept == 1)} {rest}</p>'
+        )
+    return f'<div class="card"><p class="prompt">“{escape(item.instruction)}”{tag}</p>{pair}{verdict}</div>'
+
+
+def _talk(item: Talk) -> str:
+    return f'<div class="card talk">{"".join(map(_turn, item.turns))}</div>'
 
 
 def _turn(turn: Turn) -> str:
     picture = _image(turn.picture, turn.text or "picture") if turn.picture is not None else ""
-    text = f"<p>{escape(turn.text)}</p>" if turn.text else ""
-    return f'<div class="turn {escape(turn.role, quote=True)}">{text}{picture}</div>'
+    mark = f" {_mark(turn.right)}" if turn.right is not None else ""
+    note = escape(turn.note)
+    if picture:
+        below = f'<p class="verdict">{mark} {note}</p>' if mark else ""
+        return f'<div class="turn {escape(turn.role, quote=True)} picture">{picture}{below}</div>'
+    below = f'<p class="verdict">{note}</p>' if note else ""
+    return f'<div class="turn {escape(turn.role, quote=True)}"><p>{escape(turn.text)}{mark}</p>{below}</div>'
+
+
+def _how(demo: Demo) -> str:
+    hero = demo.heroes[-1]
+    tokens = sum(rows * columns for rows, columns in hero.grids)
+    steps = (
+        "<b>One sequence.</b> Words are tokens; a picture that it looks at becomes tokens too. A language model reads "
+        "them in order and says what comes next: a word, or “here begins a picture”.",
+        f"<b>Next scale, not next pixel.</b> A picture takes {len(hero.grids)} steps. Each predicts a whole grid of "
+        f"tokens at once, every token a few bits, and adds it to what is known: {tokens} tokens in all.",
+        "<b>Bits to pixels.</b> A decoder turns the sum into the picture. It can be read again at once, which is why "
+        "the model can answer about its own drawing and change it.",
+    )
+    cards = "".join(f'<div class="card"><p>{text}</p></div>' for text in steps)
+    diagram = f'<div class="card pyramid">{pyramid(hero.pictures[-1], hero.grids)}</div>'
+    return f'<section><h2>How it works</h2><p></p><div class="grid how">{cards}</div>{diagram}</section>'
+
+
+def _commands(demo: Demo) -> str:
+    lines = [
+        *(SCENE_COMMANDS if demo.scene_rows else ()),
+        *(EMOJI_COMMANDS if demo.emoji_rows else ()),
+        *TALK_COMMANDS,
+    ]
+    return "<h3>Use it</h3>" + _code(lines) + "<h3>Train your own</h3>" + _code(TRAIN_COMMANDS)
+
+
+def _code(lines: Sequence[str]) -> str:
+    return f'<div class="card" style="padding: 0"><pre>{escape(chr(10).join(lines), quote=False)}</pre></div>'
