@@ -280,6 +280,64 @@ def evaluate(
     evaluation.evaluate(model, data, output, limit, batch_size, guidance, temperature)
 
 
+@app.command()
+def bench(
+    benchmark: Annotated[str, typer.Argument(help="geneval, geneval2 or dpg.")],
+    model: Annotated[str | None, typer.Argument(help="Model folder or hub name. [default: the bundled model]")] = None,
+    prompts: Annotated[
+        Path,
+        typer.Option("--prompts", help="The benchmark's: evaluation_metadata.jsonl, geneval2_data.jsonl, prompts/."),
+    ] = Path("prompts"),
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to draw into. [default: runs/BENCHMARK]")] = None,
+    template: Annotated[
+        str, typer.Option("--template", help="draw, plain, depict, trained, or a .txt or .json of templates.")
+    ] = "draw",
+    rewritten: Annotated[
+        Path | None, typer.Option("--rewritten", help=".jsonl of prompt and rewritten, for every prompt.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option("--samples", help="Per prompt. [default: 4; geneval2: 1]")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of all pictures and wordings.")] = 0,
+    preset: Annotated[str, typer.Option("--preset", help="Sampling: model (its own), paper or official.")] = "model",
+    guidance: GuidanceOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    height: Annotated[int | None, typer.Option("--height", help="Pixels. [default: the model's own]")] = None,
+    width: Annotated[int | None, typer.Option("--width", help="Pixels. [default: the model's own]")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Pictures at once.", min=1)] = 8,
+    shard: Annotated[str | None, typer.Option("--shard", help="Only this share of the prompts: 1/4, ..., 4/4.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first so many prompts, to try it.")] = None,
+    time_limit: Annotated[str | None, typer.Option("--time-limit", help="Stop after this long: 90s, 45m, 8h.")] = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Draw an outside benchmark's prompts for its own scorer. The same command goes on where it was stopped (3)."""
+    from vargpt.commands import benchmarks
+
+    options = benchmarks.BenchOptions(
+        benchmark,
+        prompts,
+        out if out is not None else Path("runs") / benchmark,
+        template=template,
+        rewritten=rewritten,
+        samples=samples,
+        seed=seed,
+        preset=preset,
+        guidance=guidance,
+        temperature=temperature,
+        top_p=top_p,
+        height=height,
+        width=width,
+        batch_size=batch_size,
+        shard=shard,
+        limit=limit,
+        time_limit=time_limit,
+        model=model,
+        dtype=dtype,
+        device=device,
+    )
+    raise typer.Exit(benchmarks.bench(options))
+
+
 def main() -> None:
     """Run the command line; the entry point of the `vargpt` script."""
     try:
