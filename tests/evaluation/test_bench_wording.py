@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from bench_helpers import GENEVAL, geneval_file, lines_of, run_bench, write_lines
 
+from vargpt.configuration import Behaviour
 from vargpt.data.instructions import draw_conversation
 from vargpt.evaluation.benchmarks.wording import Template, read_rewritten, read_template, rewrite
 from vargpt.processing.conversation import Conversation, assistant, user
@@ -69,6 +71,22 @@ def test_trained_is_worded_as_in_training(tiny_model: Path, tmp_path: Path):
     assert requests(tmp_path / "with") == [f"draw {subject}{TAIL}" for subject in subjects]
     facts = json.loads((tmp_path / "with" / "run.json").read_text())["settings"]["template"]["trained"]
     assert facts == {"variety": 0.0, "style": "short", "from": "recipe.yaml"}
+
+
+def test_published_weights_get_the_opening_of_their_answer(tiny_model: Path, tmp_path: Path):
+    """And their unconditional branch has no request; `trained` is assumed to be wide."""
+    prompts, model = geneval_file(tmp_path), tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "behaviour": asdict(Behaviour.official())}))
+    run_bench(model, "geneval", prompts, tmp_path / "draw", limit=1, samples=1)
+    opening = "I have designed a drawing of a photo of a fox."
+    assert requests(tmp_path / "draw")[0] == f"I need a designed image of a photo of a fox.{TAIL}{opening}"
+    assert json.loads((tmp_path / "draw" / "run.json").read_text())["unconditional_request"] is None
+    run_bench(model, "geneval", prompts, tmp_path / "trained", template="trained", limit=1, samples=1)
+    settings = json.loads((tmp_path / "trained" / "run.json").read_text())["settings"]["template"]
+    assert settings["trained"] == {"variety": 1.0, "style": "rich", "from": "assumed"}
+    assert all("a photo of" in text.split(TAIL)[1] for text in requests(tmp_path / "trained"))
 
 
 def test_rewritten_prompts_go_to_the_model_and_not_to_the_scorer(tiny_model: Path, tmp_path: Path):

@@ -11,6 +11,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from vargpt.evaluation.lmms.answers import (
     AnswerSettings,
     Question,
@@ -124,4 +126,4 @@ class VargptChat(Vargpt):
 def _own_gpu() -> str | None:
     """The GPU of this process among several on the machine; None leaves the choice to the pipeline."""
     rank = os.environ.get("LOCAL_RANK")
-    return None if rank is None else f"cuda:{rank}"
+    return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
