@@ -1,4 +1,4 @@
-"""`vargpt eval`: the last line is JSON, and the split is the one that the model was trained with."""
+"""`vargpt eval`: the last line is JSON, files lie where they should, and the split is the one of the training."""
 
 from __future__ import annotations
 
@@ -33,18 +33,76 @@ def test_the_split_is_that_of_the_recipe(
     (model / "recipe.yaml").write_text(
         f"name: x\nvalidation_fraction: {fraction}\nstages: [{{kind: sft, data: [{{task: draw}}], loop: {loop}}}]\n"
     )
-    assert run(monkeypatch, model, "--data", repo_root / "examples", "-o", tmp_path / "report", "--limit", 2) == 0
+    out = tmp_path / "report"
+    assert run(monkeypatch, model, "--suite", repo_root / "examples", "-o", out, "--limit", 2) == 0
     printed = capsys.readouterr().out.splitlines()
     document = json.loads(printed[-1])
-    assert set(document["measures"]["naming"]) == parts and printed[0].startswith("| measure |")
-    assert document["measures"]["drawing"]["train"]["n"] == 2
-    assert (tmp_path / "report" / "index.html").is_file()
+    assert {name for name in document["measures"] if name.startswith("naming")} == {f"naming/{p}" for p in parts}
+    assert any(line.startswith("| Naming (exact match), training names | ") for line in printed)
+    assert document["measures"]["drawing/train"]["n"] == 2 and document["suite"] == "examples"
+    assert sorted(path.name for path in out.iterdir()) == ["examples.jsonl", "index.html", "results.json"]
+    assert json.loads((out / "results.json").read_text()) == document
 
 
+def test_several_suites_and_their_comparison(
+    tiny_model: Path, repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    suites = ("--suite", "scenes", "--suite", "emoji", "--data", repo_root / "examples", "--limit", 1)
+    assert run(monkeypatch, tiny_model, *suites, "--resolution", 32, "--top-p", 0.9, "--batch-size", 64) == 0
+    first = tmp_path / "runs" / "evaluation" / tiny_model.name
+    documents = json.loads(capsys.readouterr().out.splitlines()[-1])["suites"]
+    assert [document["suite"] for document in documents] == ["scenes", "emoji"]
+    conditions = json.loads((first / "scenes" / "results.json").read_text())["conditions"]
+    assert conditions["image_size"] == [32, 32] and conditions["sampling"]["top_p"] == 0.9
+    assert conditions["model"] == tiny_model.name and conditions["batch_size"] == 64
+    emoji = ("--suite", "emoji", "--data", repo_root / "examples", "--limit", 1)
+    assert run(monkeypatch, tiny_model, *emoji, "--resolution", 32, "--temperature", 0, "-o", "other") == 0
+    capsys.readouterr()
+    assert run(monkeypatch, "--compare", first / "emoji", "other", "-o", "difference") == 0
+    compared = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert compared["suite"] == "emoji" and compared["measures"]["drawing/train"]["n"] == 1
+    assert compared["measures"]["naming/train"]["verdict"] == "no difference shown"
+    assert (tmp_path / "difference" / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite", "absent"], "--suite absent: no such suite (scenes, emoji, tokenizer) and no such folder"),
+        (["--limit", 0], "--limit must be at least 1, got 0"),
+        (["--batch-size", 0], "--batch-size must be at least 1, got 0"),
+        (["--size", "huge"], "--size is small, default, full, got 'huge'"),
+        (["--suite", "scenes", "--suite", "scenes"], "--suite scenes is given twice"),
+        (["--data", "."], "--data goes with the suites emoji and tokenizer; a folder alone is --suite DIR"),
+        (["--suite", "emoji", "--data", "absent"], "absent: no such folder"),
+        (["--resolution", 48], "--resolution 48: this model's scales end at sides of 32, 64 pixels"),
+        (["--seed", -1], "--seed must be from 0 to 2**31 - 1, got -1"),
+        (["--temperature", "warm"], "--temperature takes a number"),
+        (["--compare", "a", "b"], "--compare takes two folders of results, no model and no suite"),
+    ],
+)
 def test_mistakes(
+    arguments: list[object], message: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    assert run(monkeypatch, tiny_model, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.splitlines()[-1].startswith("vargpt: ")
+
+
+def test_the_emoji_are_asked_for_where_they_are_not(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    assert run(monkeypatch, tiny_model, "--data", tmp_path / "absent") == 2
-    assert "no such folder" in capsys.readouterr().err
-    assert run(monkeypatch, tiny_model, "--data", tmp_path, "--limit", 0) == 2
-    assert "--limit must be at least 1, got 0" in capsys.readouterr().err
+    monkeypatch.setattr("vargpt.commands.evaluation.find_emoji", lambda: None)
+    assert run(monkeypatch, tiny_model, "--suite", "emoji") == 2
+    assert "the Noto Emoji folder is not here; name it with --data DIR, or set VARGPT_SHARED" in capsys.readouterr().err
+
+
+def test_the_emoji_are_found_in_the_shared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from vargpt.commands.evaluation import find_emoji
+
+    monkeypatch.setenv("VARGPT_SHARED", str(tmp_path))
+    (tmp_path / "data" / "noto-emoji").mkdir(parents=True)
+    assert find_emoji() == tmp_path / "data" / "noto-emoji"

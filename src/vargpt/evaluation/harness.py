@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,6 +195,9 @@ def _judge_all(task: Task, subject: Subject, show: Callable[[str, int, int], Non
             raise ValueError(f"task {task.name} judged {len(judged)} of {len(batch)} examples")
         done += judged
         show(task.title, len(done), len(examples))
+    twice = [key for key, count in Counter(example.key for example in done).items() if count > 1]
+    if twice:
+        raise ValueError(f"task {task.name}: two examples are called {twice[0]!r}; comparisons need names")
     return done
 
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vargpt.data.scenes.checker import Reading, read
+from vargpt.data.scenes.words import NUMBERS, Said, join, noun, on_background, phrase
 
 _CHUNK = 8
 
@@ -49,6 +52,17 @@ class SceneReader:
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
+
+
+def in_words(reading: Reading) -> str:
+    """A reading as a caption: `a small red star and 1 unclear thing on a white background`."""
+    counts = Counter(replace(thing, x=0.5, y=0.5) for thing in reading.scene.things)
+    seen = [phrase(thing, Said(size=True), count) if count < len(NUMBERS) else f"{count} {noun(thing, Said(), count)}"
+            for thing, count in counts.items()]  # fmt: skip
+    if reading.unclear:
+        seen.append(f"{reading.unclear} unclear thing{'s' if reading.unclear > 1 else ''}")
+    ground = on_background(reading.scene.background) if reading.background_known else "on no known background"
+    return f"{join(seen) if seen else 'nothing'} {ground}"
 
 
 def _start(workers: int) -> ProcessPoolExecutor:

@@ -8,6 +8,7 @@ twice) answer exactly the same examples, and paired comparisons match them by ke
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -74,3 +75,9 @@ class Task(Protocol):
 
     def overall(self, judged: Sequence[Judged]) -> dict[str, Estimate]:
         """Measures that are no mean over examples (a Fréchet distance, an entropy), with intervals; {} for most."""
+
+
+def example_seed(seed: int, task: str, key: str) -> int:
+    """The seed, 63 bits, of an example's picture, by the evaluation's seed and the example's name."""
+    digest = hashlib.sha256(f"evaluation {seed} {task} {key}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
