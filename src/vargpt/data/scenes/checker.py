@@ -223,7 +223,11 @@ class EditScore:
 
 def score_edit(image: Image.Image | NDArray[np.uint8], edit: Edit) -> EditScore:
     """Judge the picture that a model made of an edit; things are told apart by where and what they should be."""
-    reading = read(image)
+    return judge_edit(read(image), edit)
+
+
+def judge_edit(reading: Reading, edit: Edit) -> EditScore:
+    """Judge what was read from that picture."""
     expected = edit.target.things
     subject = len(expected) - 1 if edit.kind == "add" else edit.changed
     free = _changed_attributes(edit)
