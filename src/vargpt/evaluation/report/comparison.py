@@ -72,8 +72,11 @@ def unit_reaches(entries: Any) -> dict[str, float]:
 
 
 def _scale_note(reaches: Mapping[str, float]) -> str:
-    ends = ", ".join(f"{signed(reach, unit)}" for unit, reach in reaches.items())
-    return f"The dotted line is no difference; the plots end at ±{ends.replace('+', '')}." if ends else ""
+    ends = [
+        f"{signed(reach, unit).replace('+', '±')}{' points' if unit == 'percent' else ''}"
+        for unit, reach in reaches.items()
+    ]
+    return f"Dotted: no difference. The plots end at {', '.join(ends)}." if ends else ""
 
 
 def _row(entry: Mapping[str, Any], reach: float) -> str:

@@ -42,6 +42,8 @@ th { text-align: left; font-weight: 600; font-size: 13px; color: var(--soft); }
 td, th { padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); vertical-align: middle; }
 .n, .v { text-align: right; white-space: nowrap; } .v { font-weight: 600; }
 .i { white-space: nowrap; color: var(--soft); } .plot { width: 30%; min-width: 120px; padding-right: 0; }
+.compare .plot { width: 23%; } .a, .b { text-align: right; white-space: nowrap; }
+.w { white-space: nowrap; font-size: 14px; }
 svg { display: block; } svg.bar, svg.forest { width: 100%; overflow: visible; } svg.bar { height: 12px; }
 svg.forest { height: 18px; } svg.histogram { width: 100%; max-width: 440px; height: auto; margin: 4px 0 0; }
 svg text { fill: var(--soft); font-size: 11.5px; font-family: inherit; }
@@ -73,6 +75,11 @@ footer { margin-top: 60px; color: var(--soft); font-size: 14px; }
     border-bottom: 1px solid var(--line); }
   td { border: 0; padding: 0; } td.i, td.n { font-size: 13px; color: var(--soft); }
   td.n::before { content: "n = "; } td.plot { grid-column: 1 / -1; width: auto; margin-top: 5px; }
+  .compare tr, .differ tr { grid-template-columns: 6.5em auto 1fr; } .compare td:first-child { grid-column: 1 / 3; }
+  td.a, td.b { text-align: left; } .compare td.plot { width: auto; }
+  td.a::before { content: "A "; } td.b::before { content: "B "; } .compare td.n { grid-area: 1 / 3; }
+  .compare td.w { grid-area: 3 / 1 / 4 / 3; } .compare td.i { grid-area: 3 / 3; text-align: right; }
+  .differ td:first-child { grid-column: 1 / -1; color: var(--soft); }
   td.plot:empty { display: none; } dl.conditions { grid-template-columns: 1fr; } dl.conditions dt { border: 0;
   padding-bottom: 0; } dl.conditions dd { padding-top: 0; }
 }
