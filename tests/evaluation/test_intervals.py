@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from vargpt.evaluation.intervals import Estimate, bootstrap
+from vargpt.evaluation.intervals import Estimate, bootstrap, bootstrap_of
 
 
 def test_an_interval_holds_the_mean_and_repeats():
@@ -29,3 +30,20 @@ def test_without_spread_the_interval_is_a_point():
 def test_no_values_is_an_error():
     with pytest.raises(ValueError, match="at least one value"):
         bootstrap([])
+
+
+def test_other_statistics_get_their_spread_around_their_own_value():
+    values = np.random.default_rng(0).normal(5, 2, 400)
+    mean, entropy_like = (bootstrap_of(lambda rows, f=f: f(values[rows]), 400) for f in (np.mean, np.ptp))  # type: ignore[misc]
+    plain = bootstrap(values.tolist())
+    assert mean.mean == pytest.approx(plain.mean) and mean.count == 400
+    assert (mean.low, mean.high) == pytest.approx((plain.low, plain.high), abs=0.06)
+    assert entropy_like.mean == np.ptp(values) and entropy_like.low <= np.ptp(values) <= entropy_like.high
+    with pytest.raises(ValueError, match="at least one example"):
+        bootstrap_of(lambda rows: 0.0, 0)
+
+
+def test_a_statistic_is_seen_on_all_examples_first_and_then_on_resamples():
+    seen: list[list[int]] = []
+    bootstrap_of(lambda rows: float(seen.append(rows.tolist()) or 0), 3, resamples=5)  # type: ignore[func-returns-value]
+    assert seen[0] == [0, 1, 2] and len(seen) == 6 and all(len(rows) == 3 for rows in seen)

@@ -1,58 +1,35 @@
 """Statistics of an image tokenizer's bits: how much of its alphabet it uses.
 
-Invariant: every number is an empirical (plug-in) entropy in bits, a function of the counts alone. Plug-in entropies are
-too low where there are few pictures: an entropy over n draws cannot exceed log2(n).
+Invariant: every number is an empirical (plug-in) entropy in bits, a function of counts alone. Plug-in entropies are too
+low where there are few pictures: n draws show at most log2(n) bits.
 
-    bit entropy       of one of the d bits at one scale, over all pictures and places: 1 if it is on half of the time,
-                      0 if it never changes. A bit is *used* where this is at least 0.1 (on or off at least 1.3% of the
-                      time).
-    place entropy     the same for each place of the grid by itself, over the pictures; the mean over places. It is what
-                      is left once the place is known, so it is lower where the tokenizer repeats itself in one place.
-    token entropy     of whole d-bit tokens at one scale, over all pictures and places; at most d, and d only if all
-                      bits are independent and even.
+    entropy of a bit     of one of the d bits at one scale, over all pictures and places: 1 if it is on half the time,
+                         0 if it never changes. A bit is *used* where this is at least 0.1 (on or off at least 1.3% of
+                         the time).
+    entropy of a token   of whole d-bit tokens of one scale, over all pictures and places: at most d, and d only if all
+                         bits are independent and even
+    bits needed          the entropies of all bits of a picture, taken one by one at their scale, over the number of
+                         bits: what a coder of independent bits would need. Dependence between bits makes it less.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-Bits = NDArray[np.uint8]
+from vargpt.evaluation.intervals import Estimate, bootstrap_of
+
 USED_FROM = 0.1
 """Least entropy of a bit that counts as used."""
 
-
-@dataclass(frozen=True)
-class ScaleCodes:
-    """Statistics of one scale's tokens; entropies in bits.
-
-    Attributes:
-        bit_entropies: [d], see `bit entropy` above.
-        place_entropy: mean over places and bits, at most 1.
-        token_entropy: of whole tokens; `token_limit` is the most that this many draws of d bits can show.
-    """
-
-    tokens: int
-    bit_entropies: NDArray[np.float64]
-    place_entropy: float
-    token_entropy: float
-    token_limit: float
-
-    @property
-    def bit_entropy(self) -> float:
-        """Mean entropy of a bit, 0 to 1."""
-        return float(self.bit_entropies.mean())
-
-    @property
-    def used(self) -> float:
-        """Share of the d bits that are used."""
-        return float((self.bit_entropies >= USED_FROM).mean())
+Rows = NDArray[np.int64]
+Shares = NDArray[np.float64]
 
 
-def binary_entropy(share: NDArray[np.floating]) -> NDArray[np.float64]:
+def binary_entropy(share: NDArray[np.floating]) -> Shares:
     """Entropy in bits of a bit that is on for this share of the time."""
     p = np.asarray(share, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -73,47 +50,54 @@ def entropy_of_counts(counts: NDArray[np.integer]) -> float:
     return abs(float((shares * np.log2(shares)).sum()))
 
 
-def token_entropy(bits_nld: Bits) -> float:
-    """Entropy in bits of whole tokens, uint8 bits [n, l, d] with values 0 and 1."""
+def token_ids(bits_nld: NDArray[np.uint8]) -> Rows:
+    """A number for every token [n, l], equal for equal bits and only for them."""
     packed = np.packbits(bits_nld.reshape(-1, bits_nld.shape[-1]), axis=1)
-    _, counts = np.unique(packed, axis=0, return_counts=True)
-    return entropy_of_counts(counts)
+    return np.unique(packed, axis=0, return_inverse=True)[1].reshape(bits_nld.shape[:2]).astype(np.int64)
 
 
-def code_statistics(bits_nLd: Bits, lengths: Sequence[int]) -> list[ScaleCodes]:
-    """Statistics of every scale of n pictures' bits.
+def code_estimates(bits_nLd: NDArray[np.uint8], lengths: Sequence[int]) -> dict[str, Estimate]:
+    """Statistics of the bits of n pictures, with intervals over the pictures.
 
     Args:
         bits_nLd: uint8, 0 or 1, tokens of all scales one after the other.
         lengths: tokens per scale.
+
+    Returns:
+        `bits-used` (share of the d bits of all scales), `bits-needed` (share), and for each scale from 1 on
+        `tokens/scale-i` (bits) and `bits/scale-i` (mean over the d bits, at most 1).
 
     Raises:
         ValueError: no pictures, or lengths that do not add up to L.
     """
     if bits_nLd.ndim != 3 or len(bits_nLd) == 0 or sum(lengths) != bits_nLd.shape[1]:
         raise ValueError(f"expected bits [n, {sum(lengths)}, d] of at least one picture, got shape {bits_nLd.shape}")
-    found, start = [], 0
-    for length in lengths:
-        part = bits_nLd[:, start : start + length]
-        start += length
-        draws = part.shape[0] * part.shape[1]
-        found.append(
-            ScaleCodes(
-                tokens=length,
-                bit_entropies=binary_entropy(part.mean((0, 1), dtype=np.float64)),
-                place_entropy=float(binary_entropy(part.mean(0, dtype=np.float64)).mean()),
-                token_entropy=token_entropy(part),
-                token_limit=min(float(part.shape[2]), float(np.log2(draws))),
-            )
-        )
+    count = len(bits_nLd)
+    ends = np.cumsum(lengths)
+    parts = [bits_nLd[:, end - length : end] for end, length in zip(ends, lengths, strict=True)]
+    on_nKd = np.stack([part.mean(1, dtype=np.float64) for part in parts], 1)
+    shares = np.asarray(lengths) / sum(lengths)
+    found = {
+        "bits-used": bootstrap_of(partial(_used, on_nKd), count),
+        "bits-needed": bootstrap_of(partial(_needed, on_nKd, shares), count),
+    }
+    for index, part in enumerate(parts):
+        found[f"tokens/scale-{index + 1}"] = bootstrap_of(partial(_entropy_of_tokens, token_ids(part)), count)
+        found[f"bits/scale-{index + 1}"] = bootstrap_of(partial(_entropy_of_bits, on_nKd[:, index]), count)
     return found
 
 
-def bits_per_picture(statistics: Sequence[ScaleCodes]) -> tuple[float, int]:
-    """Bits that a picture's tokens need at most, and how many are written.
+def _used(on_nKd: Shares, rows: Rows) -> float:
+    return float((binary_entropy(on_nKd[rows].mean(0)) >= USED_FROM).mean())
 
-    The first number takes every bit by itself at its scale's entropy, so it bounds what an ideal coder of independent
-    bits would need; dependence between bits makes it less.
-    """
-    needed = sum(float(scale.bit_entropies.sum()) * scale.tokens for scale in statistics)
-    return needed, sum(scale.tokens * len(scale.bit_entropies) for scale in statistics)
+
+def _needed(on_nKd: Shares, shares_K: Shares, rows: Rows) -> float:
+    return float(shares_K @ binary_entropy(on_nKd[rows].mean(0)).mean(1))
+
+
+def _entropy_of_tokens(ids_nl: Rows, rows: Rows) -> float:
+    return entropy_of_counts(np.bincount(ids_nl[rows].reshape(-1)))
+
+
+def _entropy_of_bits(on_nd: Shares, rows: Rows) -> float:
+    return float(binary_entropy(on_nd[rows].mean(0)).mean())
