@@ -202,6 +202,12 @@ def test_what_a_model_says_is_escaped() -> None:
     assert "<script" not in page and "alert(&quot;" in page
 
 
+def test_documents_are_linked_where_they_are_near(repo_root: Path) -> None:
+    links = re.findall(r'href="(?!data:)([^"]*)"', render_page(demo(), ".."))
+    assert len(links) == 3 and all((repo_root / "demo-out" / ".." / link[3:]).is_file() for link in links)
+    assert not re.search(r'href="(?!data:)', render_page(demo()))
+
+
 def test_the_drawing_grows_scale_by_scale() -> None:
     style = growing_style(3)
     assert "@keyframes grow-1 { 0%, 20.00% { opacity: 0 } 27.00%, 100% { opacity: 1 } }" in style

@@ -54,7 +54,8 @@ def run(model: str, plan: Plan, examples: Path, output: Path, banner_path: Path 
     plan = replace(plan, domains=pipeline.habits.domains or ("emoji",))
     demo = make(pipeline, plan, examples, model_label(model), say)
     page = output / "index.html"
-    write_atomically(page, render(demo).encode("utf-8"))
+    inside = (output.resolve().parent / "docs" / "architecture.md").is_file()
+    write_atomically(page, render(demo, ".." if inside else None).encode("utf-8"))
     metadata = {"model": demo.model, "software": "vargpt"}
     save_png(output / "contact-sheet.png", sheet(demo), metadata)
     if banner_path is not None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from vargpt.demo.content import Demo, Edited, Look, Named, Row, Steps
-from vargpt.inference.pictures import contact_sheet
+from vargpt.inference.pictures import contact_sheet, png_bytes
 
 _CELL, _GAP, _MARGIN = 104, 10, 28
 _LEFT_WIDTH = 5 * _CELL + 4 * _GAP
@@ -21,8 +21,8 @@ _TITLE, _CAPTION, _ROW_GAP = 34, 24, 16
 _INK, _SOFT, _LINE, _PAPER, _OK, _NO = (
     (29, 29, 34), (99, 101, 114), (222, 223, 231), (251, 251, 253), (20, 128, 74), (194, 64, 47),
 )  # fmt: skip
-_COLOURS = 255
-"""Of the finished banner: enough for flat art, and a third of the bytes."""
+MOST_BYTES = 400_000
+"""Of the banner as PNG; a larger one gets a palette."""
 
 
 class _Sheet:
@@ -104,7 +104,7 @@ def banner(demo: Demo) -> Image.Image:
     for index, edit in enumerate(edits):
         left = _RIGHT + (index % 2) * (2 * _CELL + 34 + 24)
         _edit(sheet, left, top + _TITLE + index // 2 * band, edit)
-    return sheet.image.quantize(_COLOURS, dither=Image.Dither.NONE)
+    return sheet.image if len(png_bytes(sheet.image)) < MOST_BYTES else sheet.image.quantize(256)
 
 
 def _steps(sheet: _Sheet, top: int, steps: Steps) -> None:

@@ -49,12 +49,12 @@ class Plan:
         "a large striped orange circle on a night background",
         "four yellow stars",
         "a green square in front of a large purple circle",
-        "two red crosses and three cyan diamonds",
+        "two small red crosses and three small cyan diamonds",
         "a pink heart in the top right on a meadow background",
         "a red triangle above a green square",
         "a yellow star right of a blue circle",
     )
-    scene_seeds: int = 4
+    scene_seeds: int = 5
     # People, whose names combine, come out best; two plain objects are shown so that the page does not flatter.
     emoji_prompts: tuple[str, ...] = (
         "woman superhero",

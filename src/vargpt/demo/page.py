@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from PIL import Image
 
+from vargpt.commands.common import SMALL_MODEL
 from vargpt.data.scenes.facts import Verdict
 from vargpt.demo.content import WHAT, Answer, Demo, Drawing, Edited, Look, Named, Row, Score, Steps, Talk, Turn
 from vargpt.demo.diagram import pyramid
@@ -38,8 +39,8 @@ DOCUMENTS = ("docs/architecture.md", "docs/training.md", "docs/scenes.md")
 _Item = TypeVar("_Item")
 
 
-def render(demo: Demo) -> str:
-    """The whole page as HTML text."""
+def render(demo: Demo, documents: str | None = None) -> str:
+    """The whole page as HTML text; `documents` is where the project's folder lies from it, for links."""
     seeds = len(demo.scene_rows[0].drawings) if demo.scene_rows else 0
     plain_edit = "Picture in, instruction in, new picture out: no mask, no second model."
     body = [
@@ -64,7 +65,7 @@ def render(demo: Demo) -> str:
         _section(
             "It names pictures",
             f"Real files, and the question “{WHAT}” Tagged ones were kept out of training.",
-            _grid(128, _named, demo.named),
+            _grid(150, _named, demo.named, share=28),
         ),
         _section(
             "It edits scenes",
@@ -78,16 +79,25 @@ def render(demo: Demo) -> str:
             _grid(400, _talk, demo.talks),
         ),
         _how(demo),
-        _section("Do it yourself", "In the project's folder:", _commands(demo)),
-        f"<footer>Made by <code>make demo</code> with {escape(demo.model)}: one run, fixed seeds, nothing picked by "
-        f"hand. {'Emoji: Noto Emoji, © Google, Apache License 2.0. ' if demo.named else ''}"
-        f"More in {', '.join(f'<code>{name}</code>' for name in DOCUMENTS)}.</footer>",
+        _section("Do it yourself", "In the project's folder, after “source .venv/bin/activate”:", _commands(demo)),
+        _footer(demo, documents),
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>vargpt: draws, reads, edits</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}{growing_style(len(demo.heroes[0].grids))}</style></head>"
         f"<body><main>{''.join(body)}</main></body></html>\n"
+    )
+
+
+def _footer(demo: Demo, documents: str | None) -> str:
+    names = [f"<code>{name}</code>" for name in DOCUMENTS]
+    if documents is not None:
+        names = [f'<a href="{documents}/{name}">{code}</a>' for name, code in zip(DOCUMENTS, names, strict=True)]
+    credit = "Emoji: Noto Emoji, © Google, Apache License 2.0. " if demo.named else ""
+    return (
+        f"<footer>Made by <code>make demo</code> with {escape(demo.model)}: one run, fixed seeds, nothing picked by "
+        f"hand. {credit}More in {', '.join(names)}.</footer>"
     )
 
 
@@ -101,11 +111,12 @@ def _header(demo: Demo) -> str:
         f"this page in {demo.seconds:.0f} s",
     )
     tiles = "".join(map(_tile, demo.scores))
+    title = f"One {'small ' if demo.weights < SMALL_MODEL else ''}model that draws, reads and edits pictures"
     return (
-        '<header><p class="brand">vargpt</p><h1>One small model that draws, reads and edits pictures</h1>'
+        f'<header><p class="brand">vargpt</p><h1>{title}</h1>'
         '<p class="lead">Words come token by token, pictures scale by scale: a coarse guess first, then finer and '
         "finer ones on top, until the picture stands.</p>"
-        f'<div class="heroes grid" style="{_columns(480)}">{"".join(map(_hero, demo.heroes))}</div>'
+        f'<div class="heroes grid">{"".join(map(_hero, demo.heroes))}</div>'
         f'<ul class="chips">{"".join(f"<li>{escape(chip)}</li>" for chip in chips)}</ul>'
         f'{f"""<ul class="tiles">{tiles}</ul>""" if tiles else ""}</header>'
     )
@@ -123,13 +134,11 @@ def _section(title: str, text: str, content: str) -> str:
     return f"<section><h2>{escape(title)}</h2><p>{escape(text)}</p>{content}</section>" if content else ""
 
 
-def _columns(least: int) -> str:
-    return f"grid-template-columns: repeat(auto-fit, minmax(min({least}px, 100%), 1fr))"
-
-
-def _grid(least: int, card: Callable[[_Item], str], items: Iterable[_Item]) -> str:
+def _grid(least: int, card: Callable[[_Item], str], items: Iterable[_Item], share: int = 100) -> str:
+    """Cards at least so many pixels wide, or that share (percent) of a narrow screen."""
     cards = "".join(card(item) for item in items)
-    return f'<div class="grid" style="{_columns(least)}">{cards}</div>' if cards else ""
+    columns = f"repeat(auto-fit, minmax(min({least}px, {share}%), 1fr))"
+    return f'<div class="grid" style="grid-template-columns: {columns}">{cards}</div>' if cards else ""
 
 
 def _image(picture: Image.Image, text: str) -> str:
@@ -202,7 +211,7 @@ def _look(item: Look) -> str:
         f'<span class="truth">{escape(caption.share)}</span></li>',
         *map(_answer, item.answers),
     ]
-    tag = _tag("never seen in training") if item.unseen else ""
+    tag = _tag("never in training") if item.unseen else ""
     return (
         f'<div class="card look">{_figure(item.picture, caption.truth, tag)}'
         f'<ul class="answers">{"".join(lines)}</ul></div>'
@@ -225,7 +234,7 @@ def _named(item: Named) -> str:
 
 
 def _edit(item: Edited) -> str:
-    unseen = "never seen in training" if item.score is not None else "held out"
+    unseen = "never in training" if item.score is not None else "held out"
     tag = _tag(unseen) if item.unseen else ""
     pair = (
         f'<div class="edit">{_figure(item.before, "before")}<span class="arrow">→</span>'
@@ -257,7 +266,7 @@ def _turn(turn: Turn) -> str:
 
 
 def _how(demo: Demo) -> str:
-    hero = demo.heroes[-1]
+    hero = demo.heroes[0]
     tokens = sum(rows * columns for rows, columns in hero.grids)
     steps = (
         "<b>One sequence.</b> Words are tokens; a picture that it looks at becomes tokens too. A language model reads "

@@ -29,8 +29,8 @@ a { color: var(--accent); }
 .grid { display: grid; gap: 16px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 16px; padding: 16px; min-width: 0; }
 .prompt { font-weight: 600; margin: 0 0 12px; color: var(--ink); line-height: 1.35; }
-.tag { display: inline-block; font-size: 11.5px; font-weight: 600; line-height: 1.5; color: var(--accent);
-  background: var(--glow); border-radius: 999px; padding: 0 8px; vertical-align: 1px; }
+.tag { display: inline-block; white-space: nowrap; font-size: 11.5px; font-weight: 600; line-height: 1.5;
+  color: var(--accent); background: var(--glow); border-radius: 999px; padding: 0 8px; vertical-align: 1px; }
 figure { margin: 0; min-width: 0; }
 img { display: block; width: 100%; height: auto; border-radius: 10px; background: #fff; }
 figcaption { font-size: 12.5px; color: var(--soft); margin-top: 6px; line-height: 1.35; overflow-wrap: anywhere; }
@@ -38,8 +38,8 @@ figcaption { font-size: 12.5px; color: var(--soft); margin-top: 6px; line-height
 .facts { display: flex; flex-wrap: wrap; gap: 3px; margin-top: 7px; }
 .facts i { width: 9px; height: 9px; border-radius: 50%; background: var(--ok); }
 .facts i.miss { background: none; border: 2px solid var(--no); border-radius: 2px; transform: rotate(45deg); }
-.heroes { gap: 20px; text-align: left; }
-.hero { display: grid; grid-template-columns: minmax(120px, 200px) 1fr; gap: 18px; align-items: center; }
+.heroes { text-align: left; }
+.hero { display: grid; grid-template-columns: minmax(150px, 208px) 1fr; gap: 14px 26px; align-items: center; }
 .hero .prompt { grid-column: 1 / -1; margin: 0; }
 .strip { display: grid; gap: 8px; }
 .strip figure { text-align: center; }
@@ -61,6 +61,7 @@ figcaption { font-size: 12.5px; color: var(--soft); margin-top: 6px; line-height
   list-style: none;
   font-size: 14px; color: var(--soft); }
 .look { display: grid; grid-template-columns: minmax(110px, 150px) 1fr; gap: 16px; align-items: start; }
+.look .tag { font-size: 11px; padding: 0 5px; }
 .answers { margin: 0; padding: 0; list-style: none; font-size: 14.5px; }
 .answers li { display: grid; grid-template-columns: 1fr auto; gap: 2px 12px; padding: 5px 0;
   border-top: 1px solid var(--line); }
@@ -91,6 +92,7 @@ figcaption { font-size: 12.5px; color: var(--soft); margin-top: 6px; line-height
 .how p { margin: 0; } .how b { color: var(--ink); }
 .pyramid { margin-top: 16px; } .pyramid svg { display: block; width: 100%; max-width: 760px; height: auto;
   margin: 0 auto; }
+.pyramid rect { stroke: var(--line); }
 .pyramid text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: var(--soft); }
 pre { margin: 0; padding: 16px; overflow-x: auto;
   font: 14px/1.7 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
@@ -103,6 +105,7 @@ footer { margin-top: 64px; border-top: 1px solid var(--line); padding-top: 18px;
   h2 { margin-top: 52px; font-size: 23px; }
   .card { padding: 13px; }
   .hero { grid-template-columns: 1fr; } .hero .growing { width: min(210px, 70%); margin: 0 auto; }
+  .facts { gap: 2px; } .facts i { width: 7px; height: 7px; }
   .strip { gap: 5px; } .strip figcaption { font-size: 11px; }
   .look { grid-template-columns: 104px 1fr; gap: 12px; } .answers { font-size: 13.5px; }
   .tiles { grid-template-columns: 1fr 1fr; gap: 8px; }
@@ -117,7 +120,8 @@ FINISHED_SHARE = 3
 def growing_style(scales: int) -> str:
     """Key frames that lay the pictures of one drawing on top of each other, scale by scale, again and again."""
     ticks = scales - 1 + FINISHED_SHARE
-    seconds = f"{ticks * SECONDS_PER_SCALE:.1f}s linear infinite"
+    begin = -(scales + 0.5) * SECONDS_PER_SCALE  # finished at first, also where nothing moves
+    seconds = f"{ticks * SECONDS_PER_SCALE:.1f}s linear {begin:.2f}s infinite"
     frames, moving = [], []
     for index in range(scales):
         start, shown = 100 * index / ticks, 100 * (index + 0.35) / ticks
