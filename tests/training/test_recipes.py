@@ -14,7 +14,7 @@ from vargpt.training.recipes.recipe import load_recipe
 from vargpt.training.recipes.schema import DpoStage, PairsStage, SftStage
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 BIG, LORA = ROOT / "recipes" / "vargpt-7b-2b.yaml", ROOT / "recipes" / "vargpt-7b-2b-lora.yaml"
 
 

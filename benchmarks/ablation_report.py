@@ -1,0 +1,108 @@
+"""The tables of docs/ablations.md from results: means with intervals, and differences from the first row of a table.
+
+Invariant: everything is computed from docs/ablations.json, which holds one number per example, row and seed; intervals
+are 95% percentile bootstraps over seeds and, within them, over examples, with a fixed seed. Rows of a table answered
+the same examples, so differences are paired by seed and example.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ablation_rows import ABLATIONS, ASK, DRAW, EDIT, PLAIN, Ablation
+from numpy.typing import NDArray
+
+DOCUMENT, NUMBERS = Path("docs/ablations.md"), Path("docs/ablations.json")
+COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
+    DRAW: (("facts", "facts drawn"), ("right", "all right")),
+    PLAIN: (("facts", "facts drawn without guidance"),),
+    ASK: (("understanding", "understanding"),),
+    EDIT: (("done", "edits done"), ("kept", "rest kept")),
+}
+"""Part -> its measures with their titles."""
+_RESAMPLES = 4000
+Values = NDArray[np.float64]
+
+
+def write(results: list[dict[str, Any]], seeds: int) -> None:
+    """Write the numbers and put the tables into the document, between `<!-- table N -->` and `<!-- end -->`."""
+    rows: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
+    for ablation in ABLATIONS:
+        for row in ablation.rows:
+            found = _values(row.recipe, results, seeds)
+            if found:
+                rows[row.recipe] = found
+    _replace(NUMBERS, json.dumps({"seeds": seeds, "rows": rows}, separators=(",", ":")) + "\n")
+    text = DOCUMENT.read_text()
+    for ablation in ABLATIONS:
+        pattern = rf"(<!-- table {ablation.number} -->\n).*?(<!-- end -->)"
+        if not re.search(pattern, text, re.S):
+            raise ValueError(f"{DOCUMENT} has no place for table {ablation.number}: <!-- table N --> to <!-- end -->")
+        made = table(ablation, rows)
+        text = re.sub(pattern, lambda match, made=made: match[1] + made + match[2], text, flags=re.S)
+    _replace(DOCUMENT, text)
+
+
+def _values(recipe: str, results: list[dict[str, Any]], seeds: int) -> dict[str, dict[str, list[list[float]]]]:
+    """Part -> measure -> numbers per seed and example; a part only where every seed has it."""
+    mine = sorted((entry for entry in results if recipe in entry["rows"]), key=lambda entry: entry["seed"])
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    for part in COLUMNS:
+        judged = [entry["judge"][part] for entry in mine if part in entry["judge"]]
+        if judged and len(judged) == seeds:
+            found[part] = {measure: [one[measure] for one in judged] for measure in judged[0]}
+    return found
+
+
+def table(ablation: Ablation, rows: dict[str, dict[str, dict[str, list[list[float]]]]]) -> str:
+    """A table in Markdown: per measure the mean with its interval, and from the second row on the difference."""
+    columns = [(part, *column) for part in ablation.parts for column in COLUMNS[part]]
+    lines = [
+        "| row | recipe | " + " | ".join(title for _, _, title in columns) + " |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    first = rows.get(ablation.rows[0].recipe, {})
+    for row in ablation.rows:
+        cells = []
+        for part, measure, _ in columns:
+            own, base = (found.get(part, {}).get(measure) for found in (rows.get(row.recipe, {}), first))
+            cells.append(_cell(own, None if row == ablation.rows[0] else base))
+        lines.append(f"| {row.label} | `{row.recipe}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(own: list[list[float]] | None, base: list[list[float]] | None) -> str:
+    if own is None:
+        return "not measured"
+    values = np.asarray(own)
+    mean, low, high = (100 * number for number in interval(values))
+    text = f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    if base is None:
+        return text
+    mean, low, high = (100 * number for number in interval(values - np.asarray(base)))
+    marks = "**" if low > 0 or high < 0 else ""
+    return f"{text}<br>{marks}{mean:+.1f} [{low:+.1f}, {high:+.1f}]{marks}"
+
+
+def interval(values: Values) -> tuple[float, float, float]:
+    """Mean of [seeds, examples] with its 95% interval over both."""
+    generator = np.random.default_rng(0)
+    seeds, count = values.shape
+    means = np.empty(_RESAMPLES)
+    for index in range(_RESAMPLES):
+        drawn = values[generator.integers(0, seeds, seeds)]
+        picked = generator.integers(0, count, (seeds, count))
+        means[index] = np.take_along_axis(drawn, picked, 1).mean()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    os.replace(partial, path)
