@@ -283,11 +283,11 @@ def evaluate(
 @app.command()
 def bench(
     benchmark: Annotated[str, typer.Argument(help="geneval, geneval2 or dpg.")],
-    model: Annotated[str | None, typer.Argument(help="Model folder or hub name. [default: the bundled model]")] = None,
     prompts: Annotated[
         Path,
         typer.Option("--prompts", help="The benchmark's: evaluation_metadata.jsonl, geneval2_data.jsonl, prompts/."),
-    ] = Path("prompts"),
+    ],
+    model: Annotated[str | None, typer.Argument(help="Model folder or hub name. [default: the bundled model]")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to draw into. [default: runs/BENCHMARK]")] = None,
     template: Annotated[
         str, typer.Option("--template", help="draw, plain, depict, trained, or a .txt or .json of templates.")
