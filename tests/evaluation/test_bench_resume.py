@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from bench_helpers import dpg_folder, geneval_file, hashes, lines_of, run_bench, write_lines
 from PIL import Image
 
 from vargpt.inference import pictures
+from vargpt.inference.pipeline import VargptPipeline
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,16 @@ def test_a_seed_is_of_prompt_and_sample(tiny_model: Path, prompts: Path, referen
         seeds[4:5],
         seeds[8:9],
     ]
+
+
+def test_the_pictures_are_those_of_draw(tiny_model: Path, reference: Path):
+    """With a line's seed, `vargpt draw` gives the same pixels."""
+    pipeline = VargptPipeline.from_pretrained(tiny_model, device="cpu")
+    line = lines_of(reference / "prompts.jsonl")[1]
+    for seed, name in zip(line["seeds"], line["files"], strict=True):
+        with Image.open(reference / name) as picture:
+            drawn = pipeline.draw(line["prompt"], seed=seed).images[0]
+            assert np.array_equal(np.asarray(picture), np.asarray(drawn))
 
 
 def test_a_cut_picture_is_drawn_again(tiny_model: Path, tmp_path: Path):
