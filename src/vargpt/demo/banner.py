@@ -79,25 +79,24 @@ def banner(demo: Demo) -> Image.Image:
     """Left: drawn coarse to fine, then several versions. Right: questions answered, pictures named, edits."""
     heroes, rows = list(demo.heroes), [rows[0] for rows in (demo.scene_rows[1:], demo.emoji_rows[1:]) if rows]
     rows = rows or [part[0] for part in (demo.scene_rows, demo.emoji_rows) if part]
-    band = _CELL + _CAPTION + _ROW_GAP
+    band, tall = _CELL + _CAPTION + _ROW_GAP, _CELL + 2 * _CAPTION + _ROW_GAP - 6
     looks, names = list(demo.looks[:2]), list(demo.named[:4])
     edits = [*demo.scene_edits[:2], *demo.emoji_edits[:2]]
     answered = len(looks) if looks else bool(names)
-    right_bands = answered + (len(edits) + 1) // 2
     upper = max(len(heroes), answered)
-    height = _MARGIN + 2 * _TITLE + (max(upper + len(rows), right_bands)) * band + 6
-    sheet = _Sheet(height)
+    lower = max(len(rows), (len(edits) + 1) // 2)
+    sheet = _Sheet(_MARGIN + 2 * _TITLE + upper * tall + lower * band + 8)
     top = _MARGIN - 8
     sheet.title(_MARGIN, top, "draws, coarse to fine")
     for index, steps in enumerate(heroes):
-        _steps(sheet, top + _TITLE + index * band, steps)
+        _steps(sheet, top + _TITLE + index * tall, steps)
     sheet.title(_RIGHT, top, "answers" if looks else "names")
     for index, look in enumerate(looks):
-        _look(sheet, top + _TITLE + index * band, look)
+        _look(sheet, top + _TITLE + index * tall, look)
     if not looks:
         _names(sheet, top + _TITLE, names)
-    top += _TITLE + upper * band
-    sheet.title(_MARGIN, top, "again and again, other seeds")
+    top += _TITLE + upper * tall
+    sheet.title(_MARGIN, top, "the same words, other seeds")
     for index, row in enumerate(rows):
         _row(sheet, top + _TITLE + index * band, row)
     sheet.title(_RIGHT, top, "edits")
@@ -111,11 +110,8 @@ def _steps(sheet: _Sheet, top: int, steps: Steps) -> None:
     for index, (picture, (rows, columns)) in enumerate(zip(steps.pictures[-5:], steps.grids[-5:], strict=True)):
         left = _MARGIN + index * (_CELL + _GAP)
         sheet.picture(left, top, picture)
-        if index < min(len(steps.pictures), 5) - 1:
-            sheet.centred(left, top + _CELL + 5, f"{columns}x{rows}")
-    sheet.text(_MARGIN, top + _CELL + 5, 0, "")
-    last = _MARGIN + (min(len(steps.pictures), 5) - 1) * (_CELL + _GAP)
-    sheet.centred(last, top + _CELL + 5, "done")
+        sheet.centred(left, top + _CELL + 5, f"{columns}x{rows}")
+    sheet.text(_MARGIN, top + _CELL + 23, _LEFT_WIDTH, steps.prompt)
 
 
 def _row(sheet: _Sheet, top: int, row: Row) -> None:

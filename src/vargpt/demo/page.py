@@ -36,6 +36,9 @@ TRAIN_COMMANDS = (
     'vargpt draw "fox" --model runs/mine/model -o fox.png',
 )
 DOCUMENTS = ("docs/architecture.md", "docs/training.md", "docs/scenes.md")
+MOST_NAMED = 3
+"""Facts that fail are named up to so many; their dots tell of all."""
+
 _Item = TypeVar("_Item")
 
 
@@ -188,8 +191,9 @@ def _drawing(item: Drawing, prompt: str) -> str:
         for verdict in item.verdicts
     )
     missing = list(dict.fromkeys(in_words(verdict) for verdict in item.verdicts if not verdict.holds))
+    told = ", ".join(missing[:MOST_NAMED]) + (" …" if len(missing) > MOST_NAMED else "")
     count = f"{sum(verdict.holds for verdict in item.verdicts)} of {len(item.verdicts)}"
-    text = f"{_mark(not missing)} {count}" + (f": not {escape(', '.join(missing))}" if missing else "")
+    text = f"{_mark(not missing)} {count}" + (f": not {escape(told)}" if missing else "")
     return (
         f'<figure>{_image(item.picture, prompt)}<div class="facts">{dots}</div><figcaption>{text}</figcaption></figure>'
     )

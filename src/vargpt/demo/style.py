@@ -42,7 +42,7 @@ figcaption { font-size: 12.5px; color: var(--soft); margin-top: 6px; line-height
 .hero { display: grid; grid-template-columns: minmax(150px, 208px) 1fr; gap: 14px 26px; align-items: center; }
 .hero .prompt { grid-column: 1 / -1; margin: 0; }
 .strip { display: grid; gap: 8px; }
-.strip figure { text-align: center; }
+.strip figure { text-align: center; } .hero .strip img { max-width: 150px; margin: 0 auto; }
 .strip figcaption { margin-top: 4px; font-size: 12px; }
 .growing { position: relative; border-radius: 14px; overflow: hidden; }
 .growing img { border-radius: 14px; }
