@@ -44,7 +44,11 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Estimate:
 
 
 def bootstrap_of(
-    statistic: Callable[[NDArray[np.int64]], float], count: int, seed: int = 0, resamples: int = 200
+    statistic: Callable[[NDArray[np.int64]], float],
+    count: int,
+    seed: int = 0,
+    resamples: int = 200,
+    within: tuple[float, float] = (-np.inf, np.inf),
 ) -> Estimate:
     """Bootstrap of a statistic that is no mean, such as an entropy or a distance.
 
@@ -54,6 +58,7 @@ def bootstrap_of(
     Args:
         statistic: its value on the examples with these indices, some of them more than once.
         count: number of examples.
+        within: the least and the greatest value that there can be; the interval ends there.
 
     Raises:
         ValueError: without examples.
@@ -64,4 +69,5 @@ def bootstrap_of(
     value = float(statistic(np.arange(count)))
     drawn = [statistic(generator.integers(0, count, count)) for _ in range(resamples)]
     low, high = np.quantile(drawn, [0.025, 0.975]) - np.mean(drawn)
-    return Estimate(value, min(value, value + float(low)), max(value, value + float(high)), count)
+    least, most = (float(np.clip(value + end, *within)) for end in (low, high))
+    return Estimate(value, min(value, least), max(value, most), count)

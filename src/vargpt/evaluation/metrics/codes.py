@@ -72,18 +72,21 @@ def code_estimates(bits_nLd: NDArray[np.uint8], lengths: Sequence[int]) -> dict[
     """
     if bits_nLd.ndim != 3 or len(bits_nLd) == 0 or sum(lengths) != bits_nLd.shape[1]:
         raise ValueError(f"expected bits [n, {sum(lengths)}, d] of at least one picture, got shape {bits_nLd.shape}")
-    count = len(bits_nLd)
+    count, _, width = bits_nLd.shape
     ends = np.cumsum(lengths)
     parts = [bits_nLd[:, end - length : end] for end, length in zip(ends, lengths, strict=True)]
     on_nKd = np.stack([part.mean(1, dtype=np.float64) for part in parts], 1)
     shares = np.asarray(lengths) / sum(lengths)
     found = {
-        "bits-used": bootstrap_of(partial(_used, on_nKd), count),
-        "bits-needed": bootstrap_of(partial(_needed, on_nKd, shares), count),
+        "bits-used": bootstrap_of(partial(_used, on_nKd), count, within=(0, 1)),
+        "bits-needed": bootstrap_of(partial(_needed, on_nKd, shares), count, within=(0, 1)),
     }
     for index, part in enumerate(parts):
-        found[f"tokens/scale-{index + 1}"] = bootstrap_of(partial(_entropy_of_tokens, token_ids(part)), count)
-        found[f"bits/scale-{index + 1}"] = bootstrap_of(partial(_entropy_of_bits, on_nKd[:, index]), count)
+        ids, most = token_ids(part), min(float(width), float(np.log2(part.shape[0] * part.shape[1])))
+        found[f"tokens/scale-{index + 1}"] = bootstrap_of(partial(_entropy_of_tokens, ids), count, within=(0, most))
+        found[f"bits/scale-{index + 1}"] = bootstrap_of(
+            partial(_entropy_of_bits, on_nKd[:, index]), count, within=(0, 1)
+        )
     return found
 
 

@@ -57,7 +57,9 @@ def frechet_estimate(first: NDArray[np.floating], second: NDArray[np.floating], 
     """
     if first.shape != second.shape:
         raise ValueError(f"expected two sets of features of one shape, got {first.shape} and {second.shape}")
-    return bootstrap_of(lambda rows: frechet_distance(first[rows], second[rows]), len(first), seed)
+    return bootstrap_of(
+        lambda rows: frechet_distance(first[rows], second[rows]), len(first), seed, within=(0.0, np.inf)
+    )
 
 
 def _moments(features: NDArray[np.floating]) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from vargpt.evaluation.task import Judged, Measure
 
 SHOWN = 12
-"""Examples of one group; of a third of it where there are three groups, twice as many in all."""
+"""Right ones, and wrong ones; of the best, the middle and the worst two thirds of it each, to fill whole rows."""
 
 SIDE = 144
 """Longer side of a picture on the page, in pixels."""
@@ -59,7 +59,8 @@ def groups(judged: Sequence[Judged], measures: Sequence[Measure], shown: int = S
     ]
     if len(ranked) <= shown:
         return [Group("From best to worst", ranked, len(ranked))]
-    part = min(shown // 2, len(ranked) // 3)
+    wide = max(len(example.pictures) for example in ranked) > 2
+    part = min(shown // 2 if wide else 2 * shown // 3, len(ranked) // 3)
     middle = (len(ranked) - part) // 2
     return [
         Group("Best", ranked[:part], len(ranked)),

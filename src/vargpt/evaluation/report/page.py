@@ -133,7 +133,7 @@ def bar_tops(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
             families.setdefault(name.rpartition("/")[0], []).append(name)
     for names in families.values():
         least, greatest = min(entries[name]["low"] for name in names), max(entries[name]["high"] for name in names)
-        alike = {entries[name]["title"].split(",")[0] for name in names}
+        alike = {entries[name]["title"].rpartition(": ")[2].partition(",")[0] for name in names}
         if len(names) >= 3 and least >= 0 and greatest > 0 and len(alike) == 1:
             tops |= dict.fromkeys(names, float(greatest))
     return tops
@@ -213,7 +213,7 @@ def _marks(example: Judged, measures: Sequence[Measure]) -> str:
     marks = []
     for measure in measures:
         value = example.values.get(measure.name)
-        if value is None or value in told:
+        if value is None or value in told or measure.higher_is_better is None:
             continue
         told.append(value)
         word = escape(measure.title.rpartition(": ")[2])

@@ -110,7 +110,7 @@ class Reconstruction:
             *(reading if self.scenes else []),
             Measure(f"{name}/frechet", f"{title}: Fréchet distance to the originals", "number", False),
             Measure(f"{name}/bits-used", f"{title}: bits used"),
-            Measure(f"{name}/bits-needed", f"{title}: entropy of the bits, of those written"),
+            Measure(f"{name}/bits-needed", f"{title}: bits needed, of those written"),
             *(
                 Measure(f"{name}/tokens/{key}", f"{title}: entropy of a token in bits, {text}", "number", None)
                 for key, text in scales
