@@ -1,4 +1,4 @@
-"""The command line: `vargpt draw | chat | edit | verify | convert | train`.
+"""The command line: `vargpt draw | chat | edit | train | prefer | eval | verify | convert`.
 
 Invariant: a mistake of the user ends in one line on stderr and exit status 2, never in a traceback
 (VARGPT_DEBUG=1 shows it all the same). Nothing heavy is imported before a verb needs it.
@@ -266,18 +266,64 @@ def prefer(
 
 @app.command(name="eval")
 def evaluate(
-    model: Annotated[str | None, typer.Argument(help="Model folder. [default: the bundled model]")] = None,
-    data: Annotated[Path, typer.Option("--data", help="Folder of images with metadata.jsonl.")] = Path("data"),
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("runs/evaluation"),
-    limit: Annotated[int | None, typer.Option("--limit", help="Examples per measure. [default: all]")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Examples at once.", min=1)] = 48,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="[default: the model's]")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="[default: the model's]")] = None,
+    model: Annotated[str | None, typer.Argument(help="Model folder or hub name. [default: the bundled model]")] = None,
+    suites: Annotated[
+        list[str] | None,
+        typer.Option("--suite", help="scenes, emoji, tokenizer, or a folder of captioned pictures. Repeatable."),
+    ] = None,
+    size: Annotated[str, typer.Option("--size", help="How many examples: small, default or full.")] = "default",
+    limit: Annotated[int | None, typer.Option("--limit", help="At most so many examples of each kind.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the results. [default: runs/evaluation/MODEL/SUITE]")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of the suite emoji. [default: in $VARGPT_SHARED or ../shared]")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option("--compare", help="Two folders of results: B - A, paired. No model.")
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option("--resolution", help="Side of the pictures in pixels. [default: the model's]")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Examples at once. [default: 32; 256 on a GPU]")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes that read pictures. [default: 1; 8 with a GPU]")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of examples and pictures.")] = 0,
+    guidance: GuidanceOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
 ) -> None:
-    """Measure a model: reconstruction, naming, drawing and editing, with intervals and pictures."""
+    """Measure a model, with intervals and pictures, or compare two results: vargpt eval --compare A B."""
     from vargpt.commands import evaluation
 
-    evaluation.evaluate(model, data, output, limit, batch_size, guidance, temperature)
+    if compare is not None:
+        if model is not None or suites:
+            raise ValueError("--compare takes two folders of results, no model and no suite")
+        return evaluation.compare_results(compare[0], compare[1], out)
+    evaluation.evaluate(
+        evaluation.EvalOptions(
+            tuple(suites or ("scenes",)),
+            model=model,
+            data=data,
+            output=out,
+            size=size,
+            limit=limit,
+            resolution=resolution,
+            seed=seed,
+            batch_size=batch_size,
+            workers=workers,
+            guidance=guidance,
+            temperature=temperature,
+            top_p=top_p,
+            dtype=dtype,
+            device=device,
+        )
+    )
 
 
 @app.command()
