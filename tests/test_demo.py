@@ -23,11 +23,13 @@ from vargpt.data.scenes.render import render, render_image
 from vargpt.data.scenes.words import short_caption
 from vargpt.data.scenes.world import Scene, Thing, split_of
 from vargpt.demo.__main__ import main
+from vargpt.demo.banner import MOST_BYTES, banner
 from vargpt.demo.content import STAR, WHAT, Answer, Demo, Edited, Line, Look, Named, Plan, Row, Steps, Talk, Turn
 from vargpt.demo.make import judge_answer, judge_caption, judge_picture, never_seen, row_of
 from vargpt.demo.page import render as render_page
 from vargpt.demo.style import growing_style
 from vargpt.inference.habits import read_habits
+from vargpt.inference.pictures import png_bytes
 
 SCENE = Scene(
     (Thing("star", "blue", "small", "plain", 0.25, 0.5), Thing("ring", "red", "medium", "plain", 0.7, 0.5)), "sky"
@@ -78,14 +80,14 @@ def test_the_bundled_model_makes_a_page_that_needs_nothing_else(
     if folder is None:
         pytest.skip(f"the bundled model models/{DEFAULT_MODEL} is not in this checkout")
     monkeypatch.delenv("VARGPT_MODEL", raising=False)
-    banner = tmp_path / "banner.png"
-    assert main(["--short", "--output", str(tmp_path / "out"), "--banner", str(banner)]) == 0
+    picture_file = tmp_path / "banner.png"
+    assert main(["--short", "--output", str(tmp_path / "out"), "--banner", str(picture_file)]) == 0
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     scales = json.loads((folder / "config.json").read_text())["num_scales"]
     check_page(page, Plan().shortened(), scales, read_habits(folder).domains or ("emoji",))
     assert f"models/{DEFAULT_MODEL}" in page and str(tmp_path) not in page
-    assert banner.stat().st_size < 400_000
-    with Image.open(banner) as image, Image.open(tmp_path / "out" / "contact-sheet.png") as sheet:
+    assert picture_file.stat().st_size < 400_000
+    with Image.open(picture_file) as image, Image.open(tmp_path / "out" / "contact-sheet.png") as sheet:
         assert image.width > 1000 and image.height > 250
         assert sheet.width > 200
     assert re.search(r"\d of \d+ .*; all in \d+ s\n\nopen .*index\.html\n", capsys.readouterr().out)
@@ -96,14 +98,14 @@ def test_a_model_is_shown_at_what_it_knows(domains: tuple[str, ...], tiny_model:
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
     (model / "generation_config.json").write_text(json.dumps({"domains": domains}))
-    banner = tmp_path / "banner.png"
-    call = ["--short", "--model", str(model), "--output", str(tmp_path / "out"), "--banner", str(banner)]
+    picture_file = tmp_path / "banner.png"
+    call = ["--short", "--model", str(model), "--output", str(tmp_path / "out"), "--banner", str(picture_file)]
     assert main(call) == 0
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     check_page(page, Plan().shortened(), 3, domains)
     assert ("Noto Emoji" in page) == ("emoji" in domains)
     assert 'class="miss"' in page and "not done" in page, "an untrained model got everything right"
-    with Image.open(banner) as image:
+    with Image.open(picture_file) as image:
         assert image.width > image.height > 250
 
 
@@ -200,6 +202,19 @@ def test_what_a_model_says_is_escaped() -> None:
     )  # fmt: skip
     page = render_page(everything)
     assert "<script" not in page and "alert(&quot;" in page
+
+
+def test_a_banner_of_noise_is_small_enough_too() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    rows = [Row(PROMPT, row_of(PROMPT, [noise] * 5, judged=False).drawings)] * 2
+    edits = [Edited(noise, "make it blue", noise)] * 2
+    looks = [Look(noise, Answer(WHAT, "", "", False), [])] * 2
+    noisy = demo(
+        heroes=[Steps(PROMPT, [noise] * 5, [(1, 1)] * 5)] * 2, scene_rows=rows, emoji_rows=rows, looks=looks,
+        scene_edits=edits, emoji_edits=edits,
+    )  # fmt: skip
+    assert len(png_bytes(banner(noisy))) < MOST_BYTES == 400_000
+    assert banner(noisy).mode == "P" and banner(demo(scene_rows=rows[:1])).mode == "RGB"
 
 
 def test_documents_are_linked_where_they_are_near(repo_root: Path) -> None:
