@@ -205,12 +205,14 @@ def test_what_a_model_says_is_escaped() -> None:
 
 
 def test_a_banner_of_noise_is_small_enough_too() -> None:
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    rows = [Row(PROMPT, row_of(PROMPT, [noise] * 5, judged=False).drawings)] * 2
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    noises = [Image.fromarray(part) for part in pixels]
+    noise = noises[0]
+    rows = [Row(PROMPT, row_of(PROMPT, noises, judged=False).drawings)] * 2
     edits = [Edited(noise, "make it blue", noise)] * 2
     looks = [Look(noise, Answer(WHAT, "", "", False), [])] * 2
     noisy = demo(
-        heroes=[Steps(PROMPT, [noise] * 5, [(1, 1)] * 5)] * 2, scene_rows=rows, emoji_rows=rows, looks=looks,
+        heroes=[Steps(PROMPT, noises, [(1, 1)] * 5)] * 2, scene_rows=rows, emoji_rows=rows, looks=looks,
         scene_edits=edits, emoji_edits=edits,
     )  # fmt: skip
     assert len(png_bytes(banner(noisy))) < MOST_BYTES == 400_000
