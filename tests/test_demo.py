@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer.main
 from PIL import Image
 
+from vargpt.cli import app
 from vargpt.commands.common import DEFAULT_MODEL, bundled_model
 from vargpt.data.scenes.checker import read, score_edit
 from vargpt.data.scenes.edits import make_edit
@@ -26,6 +29,7 @@ from vargpt.demo.__main__ import main
 from vargpt.demo.banner import MOST_BYTES, banner
 from vargpt.demo.content import STAR, WHAT, Answer, Demo, Edited, Line, Look, Named, Plan, Row, Steps, Talk, Turn
 from vargpt.demo.make import judge_answer, judge_caption, judge_picture, never_seen, row_of
+from vargpt.demo.page import EMOJI_COMMANDS, SCENE_COMMANDS, TALK_COMMANDS, TRAIN_COMMANDS
 from vargpt.demo.page import render as render_page
 from vargpt.demo.style import growing_style
 from vargpt.inference.habits import read_habits
@@ -202,6 +206,15 @@ def test_what_a_model_says_is_escaped() -> None:
     )  # fmt: skip
     page = render_page(everything)
     assert "<script" not in page and "alert(&quot;" in page
+
+
+@pytest.mark.parametrize("line", [*SCENE_COMMANDS, *EMOJI_COMMANDS, *TALK_COMMANDS, *TRAIN_COMMANDS[1:]])
+def test_the_commands_on_the_page_are_right(line: str, repo_root: Path) -> None:
+    program, verb, *arguments = shlex.split(line, comments=True)
+    group = typer.main.get_command(app)
+    group.commands[verb].make_context(verb, arguments.copy())  # type: ignore[attr-defined]
+    files = [word for word in arguments if word.startswith(("examples/", "recipes/"))]
+    assert program == "vargpt" and all((repo_root / name).is_file() for name in files)
 
 
 def test_a_banner_of_noise_is_small_enough_too() -> None:

@@ -82,7 +82,7 @@ def test_it_needs_a_model_and_a_caption(pipeline: VargptPipeline, pictures: list
 def test_a_trained_model_knows_its_pictures(pictures: list[Image.Image]) -> None:
     folder = bundled_model()
     if folder is None:
-        pytest.skip("the bundled model models/emoji-small is not in this checkout")
+        pytest.skip("the bundled model is not in this checkout")
     trained = VargptPipeline.from_pretrained(folder, device="cpu")
     (total, _), *_ = answer_logps(trained, [canonical_caption(pictures[1], "fox")], 1)
     assert total == pytest.approx(float(plain_logps(trained, pictures[1], "what is this?", "fox").sum()), abs=1e-4)
