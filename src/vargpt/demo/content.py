@@ -190,13 +190,12 @@ class Named:
 
 @dataclass(frozen=True)
 class Edited:
-    """A picture, what was asked for and what came; `wanted` and `score` where there is a judge."""
+    """A picture, what was asked for and what came; `score` where there is a judge."""
 
     before: Image.Image
     instruction: str
     after: Image.Image
     unseen: bool = False
-    wanted: Image.Image | None = None
     score: EditScore | None = None
 
 

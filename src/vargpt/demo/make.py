@@ -191,8 +191,7 @@ def edit_scene(pipeline: VargptPipeline, kind: EditKind, split: Split) -> Edited
         edit = make_edit(sample_scene(generator, source, generator.choice(("two", "several"))), generator, kind, split)
     before = render_for(pipeline, edit.source)
     after = pipeline.edit(before, edit.instruction, seed=0).images[0]
-    wanted = render_for(pipeline, edit.target)
-    return Edited(before, edit.instruction, after, split == "unseen", wanted, score_edit(after, edit))
+    return Edited(before, edit.instruction, after, split == "unseen", score_edit(after, edit))
 
 
 def name_picture(pipeline: VargptPipeline, examples: Path, record: dict[str, str]) -> Named:
