@@ -20,6 +20,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
@@ -99,11 +100,7 @@ def load_scorer(spec: str) -> Scorer:
         raise ValueError(f"scorer {spec!r}: {name} is {type(target).__name__}, expected a function or a class")
     _check_arguments(spec, target, arguments, positional=3)
     function: Callable[..., Sequence[float]] = target
-
-    def scorer(prompt: Conversation, images: list[Image.Image], context: Context) -> Sequence[float]:
-        return function(prompt, images, context, **arguments)
-
-    return scorer
+    return partial(function, **arguments)  # which can be sent to other processes
 
 
 def score_pictures(
