@@ -57,7 +57,6 @@ ABLATIONS = (
     )),
     Ablation(2, "Low resolution only, or rising", (
         Row("rising, 32 px then 64 px", _RISING),
-        Row("64 px only", "high-only"),
         Row("32 px only (measured at 32 px)", "low-only"),
     )),
     Ablation(3, "Bit errors of policy and reference in DPO", (

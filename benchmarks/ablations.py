@@ -47,7 +47,10 @@ from vargpt.training.weights.build import build_model
 TOKENIZER = "tokenizer"
 """Folder of the image tokenizer that all rows share, made by the first stages of base.yaml."""
 
-_LEFT_FOR_SAVING = 4.0
+_APART = {"low-only", "loss-unweighted", "drop-start", "drop-start-published"}
+"""Rows that share no training with others: they come last."""
+
+_LEFT_FOR_SAVING = 6.0
 """Seconds before the limit from which nothing new is begun."""
 
 
@@ -83,7 +86,8 @@ class Bench:
         return (self.folder / key / f"{kind}-{part[0]}.json").is_file()
 
     def urgency(self) -> dict[str, float]:
-        """Work on the longest way from a task to the end of a row; judging, which can be done elsewhere, comes last."""
+        """Work on the longest way from a task to the end of a row; what few tables need waits for what many need, and
+        judging, which can be done elsewhere, comes last."""
         after: dict[str, float] = {}
         for node in reversed(self.work.nodes.values()):
             longest = after.get(node.key, 0.0) + node.work
@@ -91,9 +95,12 @@ class Bench:
             for key in (node.parent, node.pairs):
                 if key is not None:
                     after[key] = max(after.get(key, 0.0), longest)
-        ranks = {f"train {key}": value for key, value in after.items()}
+        wanted = {result.node for result in self.work.results.values() if not _APART.intersection(result.rows)}
+        for node in reversed(self.work.nodes.values()):
+            wanted |= {node.parent, node.pairs} - {None} if node.key in wanted else set()
+        ranks = {f"train {key}": value + (1e9 if key in wanted else 0.0) for key, value in after.items()}
         for result in self.work.results.values():
-            ranks |= {f"answer {result.key} {part}": 1e-3 for part in result.parts}
+            ranks |= {f"answer {result.key} {part}": 1e8 for part in result.parts}
         return ranks
 
     # How it is done -----------------------------------------------------------------------------------------------
@@ -155,8 +162,8 @@ class Bench:
         pipeline = VargptPipeline.from_pretrained(self.folder / result.node / "model", dtype=torch.float32)
         pipeline.model.set_behaviour(result.recipe.model.switched())
         count = max(6, round(min(1.0, 10 * self.scale) * COUNTS[part]))
-        half = torch.autocast(pipeline.device.type, torch.bfloat16, enabled=pipeline.device.type == "cuda")
-        with half:
+        device = pipeline.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False):
             answers = answer(pipeline, part, _schedule(result), count)
         _write(self.folder / result.key / f"answer-{part}.json", {**answers, "device": run_facts()["device"]})
 
@@ -286,6 +293,7 @@ def _fork(bench: Bench, number: int) -> tuple[Any, Connection]:
 
 def _serve(bench: Bench, connection: Connection, number: int) -> None:
     torch.set_num_threads(1)
+    sys.modules["matplotlib"] = None  # type: ignore[assignment]  # no curves: 60 times 3 s, on the way of other stages
     with (bench.folder / f"process-{number}.log").open("a", buffering=1) as log:
         sys.stderr = log
         while (task := connection.recv()) is not None:
@@ -296,7 +304,7 @@ def _serve(bench: Bench, connection: Connection, number: int) -> None:
                 message = "done"
             except TimeLimitReached:
                 message = "stopped by the time limit"
-            except (ValueError, RuntimeError, OSError, ArithmeticError) as error:
+            except Exception as error:  # noqa: BLE001 (other tasks go on; the log has all of it)
                 traceback.print_exc(file=log)
                 message = f"failed: {' '.join(str(error).split())[:200]}"
             connection.send((message, time.monotonic() - started))
