@@ -195,6 +195,16 @@ def test_a_card_says_what_was_expected_and_what_came():
     assert edited.count("<figcaption>") == 3 and "hard ones 25.0%" in edited and "Naming 100" not in edited
 
 
+def test_a_card_tells_what_is_good_or_bad_and_leaves_out_the_rest():
+    measures = (
+        *CLOSENESS,
+        Measure("read", "Pictures: read right"),
+        Measure("length", "Pictures: length", "number", None),
+    )
+    text = card(Judged("a", {"psnr": 20.0, "read": 0.0, "length": 7.0}, "a star"), measures)
+    assert "PSNR 20.00 dB" in text and '<span class="no">✗</span> read right' in text and "7.0" not in text
+
+
 def test_titles_below_their_task_are_short():
     assert short_title("Understanding: colour", "Understanding") == "Colour"
     assert short_title("Drawing, all", "Drawing") == "All"

@@ -77,10 +77,11 @@ def tiles(result: SuiteResult) -> str:
     cells = []
     for entry in shown:
         unit = entry["unit"]
-        bar = interval_bar(entry["mean"], entry["low"], entry["high"], 1.0) if unit == "percent" else ""
+        share = unit == "percent"
+        bar = interval_bar(entry["mean"], entry["low"], entry["high"], 1.0) if share else '<svg class="bar"></svg>'
         cells.append(
             f'<div class="tile"><span class="of">{escape(entry["title"])}</span><b>{number(entry["mean"], unit)}</b>'
-            f"<span><i>{interval_text(entry)},</i> <i>n = {entry['n']}</i></span>{bar}</div>"
+            f"<span><i>{interval_text(entry)}</i><i>n = {entry['n']}</i></span>{bar}</div>"
         )
     return f'<div class="tiles">{"".join(cells)}</div>' if cells else ""
 

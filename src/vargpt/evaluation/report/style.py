@@ -35,7 +35,7 @@ a:hover { text-decoration: underline; }
   display: flex; flex-direction: column; }
 .tile b { font-size: 28px; letter-spacing: -0.02em; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: 13px; } .tile .of { flex: 1; line-height: 1.35; margin-bottom: 6px; }
-.tile svg { margin-top: 8px; } .tile i { font-style: normal; white-space: nowrap; }
+.tile svg { margin-top: 8px; } .tile i { font-style: normal; display: block; }
 table { border-collapse: collapse; width: 100%; font-size: 15px; margin: 12px 0 4px;
   font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; font-size: 13px; color: var(--soft); }
