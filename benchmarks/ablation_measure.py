@@ -25,6 +25,7 @@ from vargpt.evaluation.subject import Subject
 from vargpt.image_tokenizer import ImageTokenizer
 from vargpt.inference.pipeline import VargptPipeline
 from vargpt.preferences.sample import ModelPainter, draw_samples, picture_seed
+from vargpt.processing.images import target_pixels
 from vargpt.sampling import Sampling, pixels_to_uint8
 from vargpt.scales import ScaleSchedule
 
@@ -69,9 +70,7 @@ def answer(pipeline: VargptPipeline, part: str, schedule: ScaleSchedule, count: 
     for batch in draw_samples(painter, requests, seeds, _BATCH):
         for number, drawing in batch:
             bits[number] = drawing.bits_Ld
-    stacked = torch.stack([one for one in bits if one is not None])
-    packed = base64.b64encode(np.packbits(stacked.numpy())).decode()
-    return {"bits": packed, "shape": list(stacked.shape)}
+    return _packed(torch.stack([one for one in bits if one is not None]))
 
 
 def _question(pipeline: VargptPipeline, example: SceneExample) -> Any:
@@ -103,6 +102,20 @@ def judge(
         for picture, example in zip(pictures, wanted, strict=True)
     ]
     return {"facts": [round(share, 4) for share in shares], "right": [float(share == 1.0) for share in shares]}
+
+
+@torch.no_grad()
+def limit(tokenizer: ImageTokenizer, schedule: ScaleSchedule, count: int) -> dict[str, list[float]]:
+    """What `judge` finds when the pictures are not drawn but real ones, encoded: no row can do better."""
+    scenes = [example.scene for example in examples("draw", count)]
+    pixels = torch.stack([target_pixels(render_image(scene, *schedule.image_size), schedule) for scene in scenes])
+    bits = torch.cat([tokenizer.encode(part, schedule).labels_BLd for part in pixels.split(50)]).to(torch.uint8)
+    return judge(_packed(bits), "draw", tokenizer, schedule)
+
+
+def _packed(bits_nLd: torch.Tensor) -> dict[str, Any]:
+    packed = base64.b64encode(np.packbits(bits_nLd.numpy())).decode()
+    return {"bits": packed, "shape": list(bits_nLd.shape)}
 
 
 def _same(words: str, example: SceneExample) -> bool:

@@ -29,21 +29,26 @@ _RESAMPLES = 4000
 Values = NDArray[np.float64]
 
 
-def write(results: list[dict[str, Any]], seeds: int) -> None:
-    """Write the numbers and put the tables into the document, between `<!-- table N -->` and `<!-- end -->`."""
+def write(results: list[dict[str, Any]], limits: dict[str, dict[str, list[float]]], seeds: int) -> None:
+    """Write the numbers and put the tables into the document, between `<!-- table N -->` and `<!-- end -->`.
+
+    Args:
+        limits: what the image tokenizer leaves of real pictures, by their side; table 0.
+    """
     rows: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
     for ablation in ABLATIONS:
         for row in ablation.rows:
             found = _values(row.recipe, results, seeds)
             if found:
                 rows[row.recipe] = found
-    _replace(NUMBERS, json.dumps({"seeds": seeds, "rows": rows}, separators=(",", ":")) + "\n")
+    numbers = {"seeds": seeds, "rows": rows, "limits": limits}
+    _replace(NUMBERS, json.dumps(numbers, separators=(",", ":")) + "\n")
     text = DOCUMENT.read_text()
-    for ablation in ABLATIONS:
-        pattern = rf"(<!-- table {ablation.number} -->\n).*?(<!-- end -->)"
+    tables = {0: limit_table(limits), **{ablation.number: table(ablation, rows) for ablation in ABLATIONS}}
+    for number, made in tables.items():
+        pattern = rf"(<!-- table {number} -->\n).*?(<!-- end -->)"
         if not re.search(pattern, text, re.S):
-            raise ValueError(f"{DOCUMENT} has no place for table {ablation.number}: <!-- table N --> to <!-- end -->")
-        made = table(ablation, rows)
+            raise ValueError(f"{DOCUMENT} has no place for table {number}: <!-- table N --> to <!-- end -->")
         text = re.sub(pattern, lambda match, made=made: match[1] + made + match[2], text, flags=re.S)
     _replace(DOCUMENT, text)
 
@@ -73,6 +78,15 @@ def table(ablation: Ablation, rows: dict[str, dict[str, dict[str, list[list[floa
             own, base = (found.get(part, {}).get(measure) for found in (rows.get(row.recipe, {}), first))
             cells.append(_cell(own, None if row == ablation.rows[0] else base))
         lines.append(f"| {row.label} | `{row.recipe}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def limit_table(limits: dict[str, dict[str, list[float]]]) -> str:
+    """What the checker sees in real pictures after the image tokenizer."""
+    lines = ["| real pictures, encoded and decoded | facts drawn | all right |", "|---|---|---|"]
+    for side, measures in limits.items():
+        cells = [_cell([measures[name]], None) for name in ("facts", "right")]
+        lines.append(f"| {side} px | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

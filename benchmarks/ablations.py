@@ -19,6 +19,7 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # looking for a GPU
 
 import argparse
 import gzip
+import itertools
 import json
 import multiprocessing
 import sys
@@ -30,7 +31,7 @@ from typing import Any
 
 import ablation_report
 import torch
-from ablation_measure import COUNTS, answer, judge
+from ablation_measure import COUNTS, answer, judge, limit
 from ablation_rows import ABLATIONS, RECIPES, Node, Result, Work, plan_work
 
 from vargpt.inference.pipeline import VargptPipeline
@@ -196,6 +197,19 @@ class Bench:
             key = node.parent
         return seconds
 
+    def limits(self) -> dict[str, dict[str, list[float]]]:
+        """What the image tokenizer leaves of real pictures, by their side in pixels."""
+        found = {}
+        for side, num_scales in (("64", 5), ("32", 3)):
+            path = self.folder / f"limit-{side}.json"
+            if not path.is_file():
+                folder = self.folder / TOKENIZER / "model"
+                model = VargptForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+                schedule = ScaleSchedule(1.0, num_scales, model.config.image_tokenizer.stride)
+                _write(path, limit(model.image_tokenizer, schedule, COUNTS["draw"]))
+            found[side] = json.loads(path.read_text())
+        return found
+
     def merge(self) -> Path:
         """Write all results into one file, and what others have brought into folders of their own."""
         path = self.folder / "results.json.gz"
@@ -238,7 +252,8 @@ def work_off(bench: Bench, processes: int) -> dict[str, str]:
     done = {task for task in tasks if bench.is_done(task)}
     waiting = {task for task in tasks if task not in done and not _superfluous(task, tasks, done)}
     failed: dict[str, str] = {}
-    idle = [_fork(bench, number) for number in range(max(1, min(processes, len(waiting))))]
+    numbers = itertools.count()
+    idle = [_fork(bench, next(numbers)) for _ in range(max(1, min(processes, len(waiting))))]
     busy: dict[Connection, tuple[str, Any]] = {}
     while True:
         ready = [task for task in waiting if done.issuperset(tasks[task])]
@@ -254,7 +269,11 @@ def work_off(bench: Bench, processes: int) -> dict[str, str]:
             break
         for connection in wait(list(busy)):
             task, process = busy.pop(connection)  # type: ignore[index]
-            message, seconds = connection.recv()  # type: ignore[union-attr]
+            try:
+                message, seconds = connection.recv()  # type: ignore[union-attr]
+            except EOFError:
+                message, seconds = "failed: the process died", 0.0
+                process, connection = _fork(bench, next(numbers))
             print(f"{len(done)}/{len(tasks)} {task} {bench_name(bench, task)}: {message} {seconds:.1f} s", flush=True)
             (done.add(task) if message == "done" else failed.update({task: message}))
             idle.append((process, connection))
@@ -336,7 +355,7 @@ def main() -> int:
     bench.merge()
     left = [task for task in bench.tasks() if not bench.is_done(task)]
     if options.report:
-        ablation_report.write(bench.collect(), options.seeds)
+        ablation_report.write(bench.collect(), bench.limits(), options.seeds)
     print(json.dumps({"nodes": len(work.nodes), "results": len(work.results), "left": len(left),
                       "failed": failed, "seconds": round(time.monotonic() - started, 1)}))  # fmt: skip
     if any(message.startswith("failed") for message in failed.values()):
