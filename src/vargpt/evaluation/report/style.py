@@ -62,7 +62,8 @@ dl.said dd { margin: 0; display: -webkit-box; -webkit-box-orient: vertical; -web
 .ok { color: var(--good); font-weight: 600; } .no { color: var(--bad); font-weight: 600; }
 dl.conditions { display: grid; grid-template-columns: minmax(130px, max-content) 1fr; gap: 0; font-size: 14px;
   margin: 12px 0; } dl.conditions dt { color: var(--soft); } dl.conditions dd { margin: 0; overflow-wrap: anywhere;
-  font-variant-numeric: tabular-nums; } dl.conditions > * { padding: 4px 20px 4px 0; border-bottom: 1px solid var(--line); }
+  font-variant-numeric: tabular-nums; }
+dl.conditions > * { padding: 4px 20px 4px 0; border-bottom: 1px solid var(--line); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 13.5px; color: var(--soft); margin: 0 0 4px; }
 footer { margin-top: 60px; color: var(--soft); font-size: 14px; }
 @media (max-width: 640px) {
