@@ -182,6 +182,10 @@ def test_variety_of_one_picture_and_of_different_ones():
     pictures = [painted(scene) for scene in scenes]
     found = variety(torch.from_numpy(np.stack(pictures)), [read(picture) for picture in pictures])
     assert found["diversity/layouts"] == found["diversity/backgrounds"] == 1.0 and found["diversity/collapsed"] == 0.0
+    near = Scene((Thing("star", "red", x=0.25, y=0.15),))  # other pixels, but the same place and background
+    pictures = [painted(star), painted(near)]
+    found = variety(torch.from_numpy(np.stack(pictures)), [read(picture) for picture in pictures])
+    assert found["diversity/collapsed"] == 1.0 and found["diversity/distance"] > 0.05
     black_white = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 8, 8, 3)
     assert variety(black_white, [read(painted(star))] * 2)["diversity/distance"] == 1.0
 
@@ -234,6 +238,8 @@ def test_a_smaller_size_is_a_part_of_a_larger_one():
     )
     assert limited.items() <= small.items() and len(limited) < len(small)
     assert list(SIZES) == ["small", "default", "full"]
+    assert SIZES["small"].limited(9).questions == 9 and SIZES["small"].limited(9).edits == SIZES["small"].edits
+    assert SIZES["small"].limited(1).diversity_seeds == 2
     with pytest.raises(ValueError, match="unknown size 'huge', expected one of small, default, full"):
         make_suite("scenes", SuiteRequest(schedule, "huge"))  # type: ignore[arg-type]
 
