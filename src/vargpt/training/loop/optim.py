@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vargpt.training import distributed
+from vargpt.training.loop.muon import GroupedMuon
 from vargpt.training.loop.settings import LoopSettings
 
 _MUON_PARTS = (".layers.", ".blocks.", "projector.", ".merger.")
@@ -65,7 +67,9 @@ def build_optimizers(module: nn.Module, settings: LoopSettings) -> list[tuple[to
         group["params"] = [p for p in group["params"] if id(p) not in chosen]
     optimizers: list[tuple[torch.optim.Optimizer, float]] = []
     if matrices:
-        muon = torch.optim.Muon(
+        # Sharded matrices stay with PyTorch's own, which knows them.
+        grouped = matrices[0].device.type != "cpu" and distributed.world_size() == 1
+        muon = (GroupedMuon if grouped else torch.optim.Muon)(
             matrices, lr=settings.learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
         )
         optimizers.append((muon, 1.0))

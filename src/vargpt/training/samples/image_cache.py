@@ -28,6 +28,9 @@ Picture = Path | Tensor
 """A picture to draw on its way to the tokenizer: a file whose latent is looked up, or pixels [3, H, W] at the size of
 their schedule, uint8 or float32 in [-1, 1]."""
 
+_BATCHES_OF = 128
+"""Pictures that are encoded together are filled up to a multiple of this."""
+
 MAX_BYTES = 2 << 30
 """Memory that each of the two caches may take; the least recently used go first."""
 
@@ -124,8 +127,11 @@ class ImageCache:
         if not isinstance(pictures, Tensor):
             signed = [_signed(picture) for picture in pictures]
             pictures = torch.stack([picture for picture in signed if isinstance(picture, Tensor)])
+        count = len(pictures)
+        # Kernels of convolutions are chosen anew for every size of a batch, which takes longer than to run them.
+        padded = torch.cat([pictures, pictures[:1].expand(-count % _BATCHES_OF, -1, -1, -1)])
         with torch.autocast(self._device.type, enabled=False):
-            return self.tokenizer.features(_signed_tensor(pictures.to(self._device, non_blocking=True)))
+            return self.tokenizer.features(_signed_tensor(padded.to(self._device, non_blocking=True)))[:count]
 
     def latent(self, source: DrawSource, schedule: ScaleSchedule, offset: tuple[float, float] = (0.5, 0.5)) -> Tensor:
         """Tokenizer features of an image at the schedule's size, float32 [d, h, w] on the CPU."""

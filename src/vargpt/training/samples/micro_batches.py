@@ -99,11 +99,19 @@ def split_rows(lengths: Sequence[int], max_rows: int, max_tokens: int | None) ->
     return groups
 
 
-def group_examples(examples: Sequence[Example], max_rows: int, max_tokens: int | None = None) -> list[list[Example]]:
-    """Group examples of one schedule (or none) and of like length; the order does not depend on how they came."""
+def group_examples(
+    examples: Sequence[Example], max_rows: int, max_tokens: int | None = None, *, few: bool = False
+) -> list[list[Example]]:
+    """Group examples of one schedule (or none) and of like length; the order does not depend on how they came.
+
+    Args:
+        few: rows that draw nothing join those of the only schedule: more padding, fewer forwards.
+    """
     by_schedule: dict[ScaleSchedule | None, list[Example]] = {}
     for example in examples:
         by_schedule.setdefault(example.encoded.schedule, []).append(example)
+    if few and None in by_schedule and len(by_schedule) == 2:
+        by_schedule = {max(by_schedule, key=lambda schedule: schedule is not None): list(examples)}
     groups = []
     for schedule in sorted(
         by_schedule, key=lambda s: (s is not None, s.template if s else 0.0, s.num_scales if s else 0)

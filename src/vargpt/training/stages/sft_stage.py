@@ -109,11 +109,9 @@ class SftTask:
         """What of a step needs no model: `workers` processes make it ahead."""
         loop, stride = self._stage.loop, self._cache.tokenizer.config.stride
         examples = [self._maker.training(self._stream.at(position), position) for position in self.positions(step)]
-        fill = distributed.world_size() > 1
-        return [
-            collate_examples(group, self._processor, stride, fill=fill)
-            for group in group_examples(examples, loop.micro_batch_size, loop.micro_batch_tokens)
-        ]
+        fill, few = distributed.world_size() > 1, self._cache.encodes_together
+        groups = group_examples(examples, loop.micro_batch_size, loop.micro_batch_tokens, few=few)
+        return [collate_examples(group, self._processor, stride, fill=fill) for group in groups]
 
     def _filler(self) -> MicroBatch:
         """A micro-batch that only keeps step with other ranks."""
