@@ -44,7 +44,7 @@ class SceneCounts:
 
 SIZES: dict[Size, SceneCounts] = {
     "small": SceneCounts(10, 3, 8, 12, 8, 4, 4, 2, 4, 4),
-    "default": SceneCounts(60, 12, 40, 60, 40, 20, 20, 10, 10, 6),
+    "default": SceneCounts(60, 12, 80, 100, 60, 30, 30, 10, 12, 6),
     "full": SceneCounts(200, 50, 200, 400, 200, 100, 100, 50, 40, 8),
 }
 
