@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -66,8 +67,9 @@ def test_grouped_muon_is_torchs_muon(nesterov: bool):
     first = [nn.Parameter(torch.randn(shape)) for shape in shapes]
     second = [nn.Parameter(parameter.detach().clone()) for parameter in first]
     unused = nn.Parameter(torch.ones(4, 8))
-    settings = {"lr": 0.05, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw", "nesterov": nesterov}
-    one_by_one, grouped = torch.optim.Muon(first, **settings), GroupedMuon([*second, unused], **settings)
+    settings: dict[str, Any] = {"lr": 0.05, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    one_by_one = torch.optim.Muon(first, nesterov=nesterov, **settings)
+    grouped = GroupedMuon([*second, unused], nesterov=nesterov, **settings)
     for _ in range(3):
         for a, b in zip(first, second, strict=True):
             a.grad = torch.randn_like(a)
