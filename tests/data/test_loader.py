@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,6 +61,25 @@ def test_the_callers_random_numbers_stay_as_they_are():
     with Loader(square, workers=2) as loader:
         assert loader.get(4) == 16
         assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_stop_of_the_whole_group_leaves_the_next_positions():
+    """SIGTERM to a run with workers ended in an error of the loader instead of a saved checkpoint."""
+
+    def make(position: int) -> int:
+        return os.getpid()
+
+    with Loader(make, workers=1, depth=1) as loader:
+        worker = loader.get(0)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(worker, number)
+        assert [loader.get(position) for position in range(1, 6)] == [worker] * 5
+    for _ in range(100):
+        if not Path(f"/proc/{worker}").exists():
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the process outlived its loader")
 
 
 def test_a_closed_loader_says_so():

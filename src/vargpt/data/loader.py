@@ -6,6 +6,7 @@ long as `make` is a function of the position; an error is raised at its own posi
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,6 +41,12 @@ class _Positions(Dataset[Any]):
 
 def _as_it_is(value: Any) -> Any:
     return value
+
+
+def _leave_stopping_to_the_caller(worker: int) -> None:
+    """A stop of the whole process group must not take the next positions away while the caller saves its work."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Loader(Generic[T]):
@@ -95,6 +102,7 @@ class Loader(Generic[T]):
                 num_workers=self._workers,
                 prefetch_factor=self._depth,
                 collate_fn=_as_it_is,
+                worker_init_fn=_leave_stopping_to_the_caller,
                 multiprocessing_context="fork",
                 generator=torch.Generator(),  # its seed for the processes must not come from the global stream
             )
