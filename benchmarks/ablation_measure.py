@@ -30,15 +30,15 @@ from vargpt.sampling import Sampling, pixels_to_uint8
 from vargpt.scales import ScaleSchedule
 
 KINDS: tuple[Kind, ...] = ("single",)
-COUNTS = {"draw": 300, PLAIN: 300, ASK: 300, EDIT: 210}
+COUNTS = {"draw": 200, PLAIN: 200, ASK: 150, EDIT: 120}
 """Examples of each part."""
 
 SEEN_AT = 64
 """Side in pixels of pictures that are asked about or edited."""
 
-GUIDED = Sampling(guidance_scale=3.0, temperature=0.5, top_p=1.0)
-UNGUIDED = Sampling(guidance_scale=1.0, temperature=0.5, top_p=1.0)
-_BATCH = 150
+GUIDED = Sampling(guidance_scale=2.0, temperature=0.2, top_p=1.0)
+UNGUIDED = Sampling(guidance_scale=1.0, temperature=0.2, top_p=1.0)
+_BATCH = 50
 
 
 @cache

@@ -3,7 +3,7 @@
 Invariant: a node is one stage of one recipe with one seed after the same stages before it; its key is a hash of all
 that decides its weights, so what rows have in common is trained once. All start from the same image tokenizer.
 
-    recipe + seed ── chain of nodes: start ─► sft-32 ─► sft-64 ─► pairs-64 ─► dpo-64 ── result: parts that are measured
+    recipe + seed ── chain of nodes: start ─► sft-first ─► sft-second ─► pairs ─► dpo ── result: parts that are measured
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from vargpt.training.recipes.recipe import load_recipe
-from vargpt.training.recipes.schema import PairsStage, Recipe, Stage
+from vargpt.training.recipes.schema import PairsStage, Recipe
 
 RECIPES = Path("recipes/ablations")
+TOKENIZER = "tokenizer"
+"""Folder of the image tokenizer that all rows share, made by the first stages of base.yaml."""
+
 AT_SAMPLING = ("guidance_backbone", "guidance_context")
 """Behaviour switches that training does not look at: rows that differ in them alone share their weights."""
 
@@ -35,28 +38,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Ablation:
-    """A table: rows are compared with the first one. `also` are parts beside drawings and answers."""
+    """A table: rows are compared with the first one; `parts` is what is measured of every row."""
 
     number: int
     title: str
     rows: tuple[Row, ...]
-    also: tuple[str, ...] = ()
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """What is measured of every row."""
-        return (DRAW, ASK, *self.also)
+    parts: tuple[str, ...] = (DRAW, ASK)
 
 
-_RISING, _SFT_DPO = "rising", "sft-dpo"
+_SFT, _SFT_DPO = "sft", "sft-dpo"
 ABLATIONS = (
     Ablation(1, "Supervised only, then preferences, or in turns", (
-        Row("SFT only (32 px, 64 px, more 64 px)", "sft-only"),
-        Row("SFT → DPO at 64 px", _SFT_DPO),
-        Row("SFT ⇄ DPO at 32 px and 64 px", "iterative"),
+        Row("SFT only", "sft-only"),
+        Row("SFT → DPO", _SFT_DPO),
+        Row("SFT ⇄ DPO in turns", "iterative"),
     )),
     Ablation(2, "Low resolution only, or rising", (
-        Row("rising, 32 px then 64 px", _RISING),
+        Row("rising, 32 px then 64 px", "rising"),
         Row("32 px only (measured at 32 px)", "low-only"),
     )),
     Ablation(3, "Bit errors of policy and reference in DPO", (
@@ -69,30 +67,33 @@ ABLATIONS = (
         Row("sum, beta 0.1 (published)", "dpo-sum-published"),
     )),
     Ablation(5, "Weights of the image loss", (
-        Row("1/√tokens per scale", _RISING),
+        Row("1/√tokens per scale", _SFT),
         Row("none (published)", "loss-unweighted"),
     )),
     Ablation(6, "What is dropped in training for guidance", (
-        Row("prompt, context and start vector", _RISING),
+        Row("prompt, context and start vector", _SFT),
         Row("start vector only", "drop-start"),
         Row("start vector only, drawn with the published guidance", "drop-start-published"),
-    ), (PLAIN,)),
+    ), (DRAW, ASK, PLAIN)),
     Ablation(7, "The other branch of guidance", (
-        Row("history, its hidden states as context", _RISING),
+        Row("history, its hidden states as context", _SFT),
         Row("history, learned rows as context", "guidance-rows"),
         Row("no history, its hidden states as context", "guidance-no-history"),
         Row("neither (published)", "guidance-published"),
-    ), (PLAIN,)),
+    ), (DRAW,)),
     Ablation(8, "Editing data", (
         Row("none", "sft-only"),
         Row("half of the last stage", "edit"),
-    ), (EDIT,)),
+    ), (DRAW, ASK, EDIT)),
     Ablation(9, "Who judges the pairs", (
         Row("the checker", _SFT_DPO),
         Row("the model itself", "self-judged"),
         Row("nobody (SFT only)", "sft-only"),
     )),
 )  # fmt: skip
+ORDER = (3, 4, 1, 7, 9, 8, 5, 6)
+"""Tables from the most important on; what is cut off by a limit is the last. Table 2 needs more compute than all of
+them and has to be asked for."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,6 @@ class Node:
         recipe: resolved, with this stage alone; None for the start, which has the random weights of a seed.
         parent: key of the node whose model it starts from; the start has none.
         pairs: key of the node that made its pairs, for DPO.
-        work: relative cost, to plan with.
     """
 
     key: str
@@ -112,7 +112,6 @@ class Node:
     recipe: Recipe
     parent: str | None
     pairs: str | None
-    work: float
 
 
 @dataclass
@@ -129,10 +128,15 @@ class Result:
 
 @dataclass
 class Work:
-    """All nodes and results by key, each after what it needs."""
+    """All nodes and results by key, and all tasks in the order of their importance, each after what it needs.
+
+    Attributes:
+        tasks: the tasks that each waits for: `train KEY`, `answer KEY PART`, `judge KEY PART`.
+    """
 
     nodes: dict[str, Node] = field(default_factory=dict)
     results: dict[str, Result] = field(default_factory=dict)
+    tasks: dict[str, list[str]] = field(default_factory=dict)
 
 
 def plan_work(numbers: list[int], seeds: int, scale: float = 1.0) -> Work:
@@ -142,9 +146,9 @@ def plan_work(numbers: list[int], seeds: int, scale: float = 1.0) -> Work:
         seeds: how many, from 0 on.
         scale: multiplies steps and prompts.
     """
-    work = Work()
-    for seed in range(seeds):
-        for ablation in (ablation for ablation in ABLATIONS if ablation.number in numbers):
+    work = Work(tasks={f"train {TOKENIZER}": []})
+    for ablation in sorted((a for a in ABLATIONS if a.number in numbers), key=_importance):
+        for seed in range(seeds):
             for row in ablation.rows:
                 recipe = row_recipe(row.recipe, seed, scale)
                 node = _chain(work, recipe)
@@ -152,7 +156,14 @@ def plan_work(numbers: list[int], seeds: int, scale: float = 1.0) -> Work:
                 result = work.results.setdefault(key, Result(key, seed, node, recipe))
                 result.rows += [row.recipe] if row.recipe not in result.rows else []
                 result.parts += [part for part in ablation.parts if part not in result.parts]
+                for part in ablation.parts:
+                    work.tasks[f"answer {key} {part}"] = [f"train {node}"]
+                    work.tasks[f"judge {key} {part}"] = [f"answer {key} {part}"]
     return work
+
+
+def _importance(ablation: Ablation) -> int:
+    return ORDER.index(ablation.number) if ablation.number in ORDER else len(ORDER)
 
 
 def row_recipe(name: str, seed: int, scale: float = 1.0) -> Recipe:
@@ -174,7 +185,7 @@ def _chain(work: Work, recipe: Recipe) -> str:
         name: value for name, value in common["model"]["behaviour"].items() if name not in AT_SAMPLING
     }
     start = _hash({"start": recipe.seed, "model": recipe.model.model_dump(mode="json", exclude={"behaviour"})})
-    work.nodes.setdefault(start, Node(start, recipe.seed, "start", recipe, None, None, 1.0))
+    _add(work, Node(start, recipe.seed, "start", recipe, None, None))
     model, pairs, key = start, {}, start
     for number, stage in enumerate(recipe.stages):
         stages = [other.model_dump(mode="json") for other in recipe.stages[: number + 1]]
@@ -182,7 +193,7 @@ def _chain(work: Work, recipe: Recipe) -> str:
         alone = recipe.model_copy(deep=True, update={"stages": [stage.model_copy(deep=True)]})
         alone.model.behaviour = common["model"]["behaviour"]
         made_by = pairs.get(stage.pairs) if stage.kind == "dpo" else None
-        work.nodes.setdefault(key, Node(key, recipe.seed, stage.name, alone, model, made_by, _cost(stage)))
+        _add(work, Node(key, recipe.seed, stage.name, alone, model, made_by))
         if isinstance(stage, PairsStage):
             pairs[stage.name] = key
         else:
@@ -190,11 +201,10 @@ def _chain(work: Work, recipe: Recipe) -> str:
     return model
 
 
-def _cost(stage: Stage) -> float:
-    """About how many samples of supervised training take as long."""
-    if isinstance(stage, PairsStage):
-        return 6.0 * stage.num_prompts * stage.num_samples
-    return stage.loop.steps * stage.loop.batch_size * (3.0 if stage.kind == "dpo" else 1.0)
+def _add(work: Work, node: Node) -> None:
+    before = [f"train {key}" for key in (node.parent, node.pairs) if key is not None]
+    work.nodes.setdefault(node.key, node)
+    work.tasks.setdefault(f"train {node.key}", before or [f"train {TOKENIZER}"])
 
 
 def _hash(content: Any) -> str:

@@ -32,7 +32,7 @@ from typing import Any
 import ablation_report
 import torch
 from ablation_measure import COUNTS, answer, judge, limit
-from ablation_rows import ABLATIONS, RECIPES, Node, Result, Work, plan_work
+from ablation_rows import ABLATIONS, ORDER, RECIPES, TOKENIZER, Node, Result, Work, plan_work
 
 from vargpt.inference.pipeline import VargptPipeline
 from vargpt.model import VargptForConditionalGeneration
@@ -44,12 +44,6 @@ from vargpt.training.recipes.recipe import load_recipe, save_recipe
 from vargpt.training.recipes.schema import TokenizerStage
 from vargpt.training.run import train
 from vargpt.training.weights.build import build_model
-
-TOKENIZER = "tokenizer"
-"""Folder of the image tokenizer that all rows share, made by the first stages of base.yaml."""
-
-_APART = {"low-only", "loss-unweighted", "drop-start", "drop-start-published"}
-"""Rows that share no training with others: they come last."""
 
 _LEFT_FOR_SAVING = 6.0
 """Seconds before the limit from which nothing new is begun."""
@@ -67,42 +61,12 @@ class Bench:
 
     # What there is to do ------------------------------------------------------------------------------------------
 
-    def tasks(self) -> dict[str, list[str]]:
-        """All tasks with those that each has to wait for: `train KEY`, `answer KEY PART`, `judge KEY PART`."""
-        found: dict[str, list[str]] = {f"train {TOKENIZER}": []}
-        for node in self.work.nodes.values():
-            before = [f"train {key}" for key in (node.parent, node.pairs) if key is not None]
-            found[f"train {node.key}"] = before or [f"train {TOKENIZER}"]
-        for result in self.work.results.values():
-            for part in result.parts:
-                found[f"answer {result.key} {part}"] = [f"train {result.node}"]
-                found[f"judge {result.key} {part}"] = [f"answer {result.key} {part}"]
-        return found
-
     def is_done(self, task: str) -> bool:
         """Whether a task has left what it makes."""
         kind, key, *part = task.split()
         if kind == "train":
             return (self.folder / key / "model").is_dir()
         return (self.folder / key / f"{kind}-{part[0]}.json").is_file()
-
-    def urgency(self) -> dict[str, float]:
-        """Work on the longest way from a task to the end of a row; what few tables need waits for what many need, and
-        judging, which can be done elsewhere, comes last."""
-        after: dict[str, float] = {}
-        for node in reversed(self.work.nodes.values()):
-            longest = after.get(node.key, 0.0) + node.work
-            after[node.key] = longest
-            for key in (node.parent, node.pairs):
-                if key is not None:
-                    after[key] = max(after.get(key, 0.0), longest)
-        wanted = {result.node for result in self.work.results.values() if not _APART.intersection(result.rows)}
-        for node in reversed(self.work.nodes.values()):
-            wanted |= {node.parent, node.pairs} - {None} if node.key in wanted else set()
-        ranks = {f"train {key}": value + (1e9 if key in wanted else 0.0) for key, value in after.items()}
-        for result in self.work.results.values():
-            ranks |= {f"answer {result.key} {part}": 1e8 for part in result.parts}
-        return ranks
 
     # How it is done -----------------------------------------------------------------------------------------------
 
@@ -247,8 +211,8 @@ def _write(path: Path, content: Any) -> None:
 
 
 def work_off(bench: Bench, processes: int) -> dict[str, str]:
-    """Do all tasks that are left in several processes, the most urgent first; return what failed and why."""
-    tasks, urgency = bench.tasks(), bench.urgency()
+    """Do all tasks that are left in several processes, in the order of importance; return what failed and why."""
+    tasks = bench.work.tasks
     done = {task for task in tasks if bench.is_done(task)}
     waiting = {task for task in tasks if task not in done and not _superfluous(task, tasks, done)}
     failed: dict[str, str] = {}
@@ -256,11 +220,10 @@ def work_off(bench: Bench, processes: int) -> dict[str, str]:
     idle = [_fork(bench, next(numbers)) for _ in range(max(1, min(processes, len(waiting))))]
     busy: dict[Connection, tuple[str, Any]] = {}
     while True:
-        ready = [task for task in waiting if done.issuperset(tasks[task])]
+        ready = [task for task in tasks if task in waiting and done.issuperset(tasks[task])]
         left = bench.left()
         while idle and ready and (left is None or left > _LEFT_FOR_SAVING):
-            task = max(ready, key=lambda task: (urgency.get(task, 0.0), task))
-            ready.remove(task)
+            task = ready.pop(0)
             waiting.remove(task)
             process, connection = idle.pop()
             connection.send(task)
@@ -342,7 +305,9 @@ def main() -> int:
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     started = time.monotonic()
-    numbers = [int(number) for number in options.only.split(",")] if options.only else [a.number for a in ABLATIONS]
+    numbers = [int(number) for number in options.only.split(",")] if options.only else list(ORDER)
+    if options.report:
+        numbers = [ablation.number for ablation in ABLATIONS]
     work = plan_work(numbers, options.seeds, options.scale)
     deadline = None if options.time_limit is None else started + options.time_limit
     options.out.mkdir(parents=True, exist_ok=True)
@@ -353,7 +318,7 @@ def main() -> int:
     if not options.report:
         failed = work_off(bench, options.processes)
     bench.merge()
-    left = [task for task in bench.tasks() if not bench.is_done(task)]
+    left = [task for task in work.tasks if not bench.is_done(task)]
     if options.report:
         ablation_report.write(bench.collect(), bench.limits(), options.seeds)
     print(json.dumps({"nodes": len(work.nodes), "results": len(work.results), "left": len(left),

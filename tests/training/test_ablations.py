@@ -52,15 +52,31 @@ def test_what_rows_have_in_common_is_trained_once(rows: ModuleType):
     stages = [(node.stage, node.seed) for node in work.nodes.values()]
     for seed in (0, 1):
         mine = sorted(stage for stage, other in stages if other == seed)
-        assert mine == ["dpo-64", "dpo-64", "pairs-64", "sft-32", "sft-64", "start"]
+        assert mine == ["dpo", "dpo", "pairs", "sft-first", "sft-second", "start"]
     ends = {tuple(result.rows): result.node for result in work.results.values() if result.seed == 1}
     assert len(ends) == 6  # the four of table 7 are drawn from one model
-    assert len({ends[(name,)] for name in ("rising", "guidance-rows", "guidance-published")}) == 1
+    assert len({ends[(name,)] for name in ("sft", "guidance-rows", "guidance-published")}) == 1
     for node in work.nodes.values():
         before = list(work.nodes)[: list(work.nodes).index(node.key)]
         assert {key for key in (node.parent, node.pairs) if key is not None} <= set(before)
-        if node.stage == "dpo-64":
-            assert work.nodes[node.pairs].stage == "pairs-64" and work.nodes[node.parent].stage == "sft-64"
+        if node.stage == "dpo":
+            assert work.nodes[node.pairs].stage == "pairs" and work.nodes[node.parent].stage == "sft-second"
+
+
+def test_what_matters_most_comes_first_and_waits_for_what_it_needs(rows: ModuleType):
+    work = rows.plan_work(list(rows.ORDER), 3)
+    tasks = list(work.tasks)
+    for number, (task, before) in enumerate(work.tasks.items()):
+        assert set(before) <= set(tasks[:number]), task
+    first = rows.plan_work([3], 3).tasks
+    assert tasks[: len(first)] == list(first)  # all seeds of table 3 before anything else
+    assert not [node for node in work.nodes.values() if node.stage == "sft-64"]  # table 2 has to be asked for
+    assert [node.stage for node in rows.plan_work([2], 1).nodes.values()] == [
+        "start",
+        "sft-first",
+        "sft-64",
+        "sft-first",
+    ]
 
 
 def test_intervals_and_paired_differences(rows: ModuleType, report: ModuleType):
