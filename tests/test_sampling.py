@@ -114,3 +114,15 @@ def test_bytes_round_or_truncate() -> None:
     values = torch.tensor([-1.0, 0.0, 1.0, 2.0]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
     assert sampling.pixels_to_uint8(values)[0, :, :, 0].flatten().tolist() == [0, 128, 255, 255]
     assert sampling.pixels_to_uint8(values, "official")[0, :, :, 0].flatten().tolist() == [0, 127, 255, 255]
+
+
+def test_images_together_get_the_bits_that_each_gets_alone() -> None:
+    torch.manual_seed(3)
+    logits = torch.randn(4, 6, 5, 2) * 2
+    seeds = [7, 0, 7, 2**40]
+    together = sampling.sample_bits_together(logits, 0.9, [sampling.image_generator(seed) for seed in seeds])
+    alone = [
+        sampling.sample_bits(row, 0.9, sampling.image_generator(seed)) for row, seed in zip(logits, seeds, strict=True)
+    ]
+    assert together.dtype == torch.uint8 and torch.equal(together, torch.stack(alone))
+    assert not torch.equal(together[0], together[2])

@@ -130,8 +130,12 @@ def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
 
     It consumes one exponential per entry, exactly as a one-sample multinomial draw on the CPU does.
     """
-    noise = torch.empty(probabilities.shape, dtype=torch.float32).exponential_(generator=generator)
+    noise = _exponential(probabilities.shape, generator)
     return (probabilities / noise.to(probabilities.device)).argmax(dim=-1)
+
+
+def _exponential(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    return torch.empty(*shape, dtype=torch.float32).exponential_(generator=generator)
 
 
 def sample_bits(logits_ld2: Tensor, top_p: float, generator: torch.Generator) -> Tensor:
@@ -143,7 +147,7 @@ def sample_bits(logits_ld2: Tensor, top_p: float, generator: torch.Generator) ->
 def sample_bits_together(logits_Rld2: Tensor, top_p: float, generators: Sequence[torch.Generator]) -> Tensor:
     """The same for R images at once, uint8 [R, l, d]: each gets the bits that `sample_bits` draws for it alone."""
     rows, tokens, bits, _ = logits_Rld2.shape
-    noise = torch.stack([torch.empty(tokens * bits, 2).exponential_(generator=generator) for generator in generators])
+    noise = torch.stack([_exponential((tokens * bits, 2), generator) for generator in generators])
     noise_Rld2 = noise.to(logits_Rld2.device).view(rows, tokens, bits, 2)
     return (bit_probabilities(logits_Rld2, top_p) / noise_Rld2).argmax(dim=-1).to(torch.uint8)
 

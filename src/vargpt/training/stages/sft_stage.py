@@ -36,7 +36,7 @@ from vargpt.training.samples.micro_batches import (
     with_bits,
 )
 
-_SHORT = 128
+_SHORT = 256
 """Columns up to which the plain SDPA backend is faster on a CPU (its backward is 3 times faster below 100)."""
 
 
