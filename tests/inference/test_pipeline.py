@@ -76,7 +76,7 @@ def test_a_generator_gives_the_seeds(pipeline: VargptPipeline) -> None:
     "change", [{"guidance_scale": 7.0}, {"temperature": [2.0, 2.0, 2.0]}, {"top_p": 0.5}, {"negative_prompt": "cat"}]
 )
 def test_every_setting_changes_the_picture(pipeline: VargptPipeline, change: dict[str, Any]) -> None:
-    settings = {"guidance_scale": 3.0, "temperature": 1.0, "top_p": 1.0}
+    settings: dict[str, Any] = {"guidance_scale": 3.0, "temperature": 1.0, "top_p": 1.0}
     several: dict[str, Any] = {"num_images_per_prompt": 6, "output_type": "pt"}  # one may come out alike by chance
     plain = pipeline.draw("fox", **settings, **several)
     changed = pipeline.draw("fox", **{**settings, **change}, **several)

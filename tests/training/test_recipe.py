@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
         ("stages.2.data.1.wieght=1", "unknown key 'stages.2.data.1.wieght'; did you mean 'weight'?"),
         ("stages.2.lora={rnk: 1}", "unknown key 'stages.2.lora.rnk'; did you mean 'rank'?"),
         ("sources.pictures.formt=folder", "unknown key 'sources.pictures.formt'; did you mean 'format'?"),
-        ("stages.2.zoom=0.1", "unknown key 'stages.2.zoom'; known here: name, resolution, keep, kind, loop, trainable, lora"),
+        ("stages.2.zoom=0.1", "unknown key 'stages.2.zoom'; known here: name, resolution, keep, kind, loop, trainable"),
         ("model.decoder.depths=3", "unknown key 'model.decoder.depths'; did you mean 'depth'?"),
         ("stages.0.loop.steps=0", "stages.0.loop.steps: Input should be greater than 0, got 0"),
         ("stages.0.loop.steps=many", "stages.0.loop.steps: Input should be a valid integer"),
