@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ def redness(prompt: Conversation, images: list[Image.Image], context: Context) -
     del prompt, context
     means = [ImageStat.Stat(image).mean for image in images]
     return [mean[0] - mean[2] for mean in means]
+
+
+def too_few(prompt: Conversation, images: list[Image.Image], context: Context) -> list[float]:
+    """A scorer that forgets a picture."""
+    del prompt, context
+    return [1.0] * (len(images) - 1)
 
 
 def constant(prompt: Conversation, images: list[Image.Image], context: Context) -> list[float]:
@@ -106,6 +113,16 @@ def calls(limit: int) -> Callable[[], bool]:
         return asked[0] > limit
 
     return should_stop
+
+
+def test_processes_that_score_change_no_file(whole: Path, pipeline: VargptPipeline, tmp_path: Path) -> None:
+    assert make(pipeline, tmp_path, replace(PLAN, workers=2)).finished
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_an_error_of_a_scorer_in_another_process_is_its_own(pipeline: VargptPipeline, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="redness"):
+        make(pipeline, tmp_path, replace(PLAN, workers=1), scorer=too_few)
 
 
 def test_stopped_after_any_batch_it_goes_on_to_the_same_files(
