@@ -29,11 +29,17 @@ _RESAMPLES = 4000
 Values = NDArray[np.float64]
 
 
-def write(results: list[dict[str, Any]], limits: dict[str, dict[str, list[float]]], seeds: int) -> None:
+def write(
+    results: list[dict[str, Any]],
+    limits: dict[str, dict[str, list[float]]],
+    conditions: dict[str, Any],
+    seeds: int,
+) -> None:
     """Write the numbers and put the tables into the document, between `<!-- table N -->` and `<!-- end -->`.
 
     Args:
         limits: what the image tokenizer leaves of real pictures, by their side; table 0.
+        conditions: what all of it was made with (`Bench.conditions`); table 10.
     """
     rows: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
     for ablation in ABLATIONS:
@@ -41,10 +47,11 @@ def write(results: list[dict[str, Any]], limits: dict[str, dict[str, list[float]
             found = _values(row.recipe, results, seeds)
             if found:
                 rows[row.recipe] = found
-    numbers = {"seeds": seeds, "rows": rows, "limits": limits}
+    numbers = {"seeds": seeds, "conditions": conditions, "rows": rows, "limits": limits}
     _replace(NUMBERS, json.dumps(numbers, separators=(",", ":")) + "\n")
     text = DOCUMENT.read_text()
-    tables = {0: limit_table(limits), **{ablation.number: table(ablation, rows) for ablation in ABLATIONS}}
+    tables = {0: limit_table(limits), 10: condition_table(conditions, seeds)}
+    tables |= {ablation.number: table(ablation, rows) for ablation in ABLATIONS}
     for number, made in tables.items():
         pattern = rf"(<!-- table {number} -->\n).*?(<!-- end -->)"
         if not re.search(pattern, text, re.S):
@@ -90,9 +97,25 @@ def limit_table(limits: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def condition_table(conditions: dict[str, Any], seeds: int) -> str:
+    """Machine, precision, seeds, examples and seconds."""
+    examples = conditions["examples"]
+    lines = {
+        "machine": f"{', '.join(conditions['device'])}; {', '.join(conditions['threads'])} thread(s) per process",
+        "precision": "float32 weights; training under bfloat16 autocast, measuring on a CPU without, on a GPU with it",
+        "seeds": f"{seeds} (0 to {seeds - 1}): weights, data and bit errors; the examples are the same for all",
+        "examples per row and seed": f"{examples[DRAW]} prompts, {examples[ASK]} questions, {examples[EDIT]} edits",
+        "versions": f"torch {', '.join(conditions['torch'])}, transformers {', '.join(conditions['transformers'])}, "
+        f"Python {', '.join(conditions['python'])}",
+        "commits": ", ".join(sorted({f"`{commit[:7]}`" for commit in conditions["commit"]})),
+        "median seconds of a stage": ", ".join(f"{stage} {value}" for stage, value in conditions["seconds"].items()),
+    }
+    return "| what | value |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in lines.items())
+
+
 def _cell(own: list[list[float]] | None, base: list[list[float]] | None) -> str:
     if own is None:
-        return "not measured"
+        return "not run yet"
     values = np.asarray(own)
     mean, low, high = (100 * number for number in interval(values))
     text = f"{mean:.1f} [{low:.1f}, {high:.1f}]"

@@ -22,6 +22,7 @@ import gzip
 import itertools
 import json
 import multiprocessing
+import statistics
 import sys
 import time
 import traceback
@@ -111,7 +112,9 @@ class Bench:
         output.mkdir(parents=True, exist_ok=True)
         save_recipe(recipe, output / "alone.yaml")
         train(output / "alone.yaml", None, output, time_limit=self.left())
-        _write(output / "time.json", {"seconds": round(time.monotonic() - started, 1), **run_facts()})
+        facts = run_facts()
+        facts["device"] = _processor() if facts["device"] == "cpu" else facts["device"]
+        _write(output / "time.json", {"seconds": round(time.monotonic() - started, 1), **facts})
 
     def _start(self, node: Node, output: Path) -> None:
         """The random weights of a seed with the trained image tokenizer."""
@@ -161,6 +164,22 @@ class Bench:
             key = node.parent
         return seconds
 
+    def conditions(self) -> dict[str, Any]:
+        """What the results depend on beside the recipes, for those that are there: machines, versions, commits, and
+        the median seconds of each stage."""
+        facts: dict[str, set[str]] = {}
+        seconds: dict[str, list[float]] = {}
+        for node in self.work.nodes.values():
+            path = self.folder / node.key / "time.json"
+            if not path.is_file():
+                continue
+            found = json.loads(path.read_text())
+            seconds.setdefault(node.stage, []).append(found.pop("seconds"))
+            for name in ("device", "threads", "torch", "transformers", "python", "commit"):
+                facts.setdefault(name, set()).add(str(found[name]))
+        medians = {stage: round(statistics.median(values)) for stage, values in seconds.items()}
+        return {**{name: sorted(values) for name, values in facts.items()}, "seconds": medians, "examples": COUNTS}
+
     def limits(self) -> dict[str, dict[str, list[float]]]:
         """What the image tokenizer leaves of real pictures, by their side in pixels."""
         found = {}
@@ -198,6 +217,13 @@ class Bench:
 def _schedule(result: Result) -> ScaleSchedule:
     """Grids of the last stage, at which a row is measured."""
     return result.recipe.stage_schedule(result.recipe.stages[-1])
+
+
+def _processor() -> str:
+    """The CPU's name where the system tells it."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text(errors="replace").splitlines() if facts.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "cpu")
 
 
 def _write(path: Path, content: Any) -> None:
@@ -320,7 +346,7 @@ def main() -> int:
     bench.merge()
     left = [task for task in work.tasks if not bench.is_done(task)]
     if options.report:
-        ablation_report.write(bench.collect(), bench.limits(), options.seeds)
+        ablation_report.write(bench.collect(), bench.limits(), bench.conditions(), options.seeds)
     print(json.dumps({"nodes": len(work.nodes), "results": len(work.results), "left": len(left),
                       "failed": failed, "seconds": round(time.monotonic() - started, 1)}))  # fmt: skip
     if any(message.startswith("failed") for message in failed.values()):

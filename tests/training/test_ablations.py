@@ -94,4 +94,4 @@ def test_intervals_and_paired_differences(rows: ModuleType, report: ModuleType):
     assert lines[0] == "| row | recipe | facts drawn | all right | understanding |"
     assert "| 50.0 [4" in lines[2] and "<br>" not in lines[2]
     assert "<br>**+10.0 [+10.0, +10.0]** |" in lines[3] and "<br>+0.0 [+0.0, +0.0] |" in lines[3]
-    assert "not measured" in report.table(rows.ABLATIONS[2], {})
+    assert "not run yet" in report.table(rows.ABLATIONS[2], {})
