@@ -1,4 +1,4 @@
-"""The command line: `vargpt draw | chat | edit | train | prefer | eval | verify | convert`.
+"""The command line: `vargpt draw | chat | edit | train | prefer | eval | bench | verify | convert`.
 
 Invariant: a mistake of the user ends in one line on stderr and exit status 2, never in a traceback
 (VARGPT_DEBUG=1 shows it all the same). Nothing heavy is imported before a verb needs it.

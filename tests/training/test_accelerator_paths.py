@@ -25,7 +25,7 @@ CENTRE = (0.5, 0.5)
 class TogetherCache(ImageCache):
     """The cache as it is on an accelerator."""
 
-    encodes_together = True  # type: ignore[assignment]
+    encodes_together = True
 
 
 @pytest.fixture

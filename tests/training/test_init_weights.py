@@ -189,6 +189,25 @@ def test_parts_come_from_files_with_published_names(tmp_path: Path, scratch: Var
     assert float(own[backbone].detach().std()) == pytest.approx(0.02, rel=0.1)
 
 
+@pytest.mark.parametrize("layout", ["ours", "published"])
+def test_the_image_tokenizer_of_a_models_folder(tmp_path: Path, scratch: VargptForConditionalGeneration, layout: str):
+    weights = {}
+    for entry in image_tokenizer_entries(scratch.config):
+        if entry.ours is not None:
+            name = entry.ours if layout == "ours" else entry.official
+            weights[name] = torch.randn(entry.official_shape)
+    other = "lm_head.weight"  # the rest of the model is left where it is
+    save_file({**weights, other: torch.zeros(3, 3)}, tmp_path / "model.safetensors")
+    recipe = recipe_with(init={"image_tokenizer": str(tmp_path)})
+    own = dict(make_model(recipe, make_processor(recipe, TEXTS)).named_parameters())
+    for entry in image_tokenizer_entries(scratch.config):
+        if entry.ours is not None:
+            assert torch.equal(own[entry.ours], weights[entry.ours if layout == "ours" else entry.official])
+    gone = next(iter(weights))
+    save_file({name: value for name, value in weights.items() if name != gone}, tmp_path / "model.safetensors")
+    assert "missing" in refusal(recipe)
+
+
 def test_a_whole_model_comes_with_its_processor(tmp_path: Path, scratch: VargptForConditionalGeneration):
     recipe = recipe_with()
     scratch.to(torch.float32).save_pretrained(tmp_path)

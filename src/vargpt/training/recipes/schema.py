@@ -110,7 +110,7 @@ class InitSection(_Section):
     `model` is a folder or hub name of a whole model in our or the published layout; sizes, tokenizer and preset then
     come from there. The others fill one part of a model whose sizes `model:` gives: `backbone` a Qwen2-VL model,
     `image_tokenizer` and `decoder` files of tensors with the published names (without their prefix); where a file holds
-    several groups of tensors, `FILE#GROUP` names one.
+    several groups of tensors, `FILE#GROUP` names one. `image_tokenizer` may also be a model's folder: its tokenizer.
     """
 
     model: str | None = None

@@ -103,8 +103,7 @@ def make_model(recipe: Recipe, processor: VargptProcessor) -> VargptForCondition
         config.backbone = _backbone_config(folder, config, recipe, processor)
         given |= _backbone(folder, config)
     if init.image_tokenizer is not None:
-        entries = [entry for entry in image_tokenizer_entries(config) if entry.ours is not None or entry.buffer]
-        given |= _from_file(init.image_tokenizer, "vae_local.", entries, "model.image_tokenizer")
+        given |= _image_tokenizer(init.image_tokenizer, config)
     with torch.device("meta"):
         model = VargptForConditionalGeneration(config)
     _draw_the_rest(model, given, recipe)
@@ -274,12 +273,30 @@ def _decoder(path: str, config: VargptConfig) -> Given:
     chunks = {name.split(".")[1] for name in _read_file(path) if name.startswith("block_chunks.")}
     if chunks and config.decoder.depth % len(chunks) == 0:
         config.decoder.num_chunks = len(chunks)
-    return _from_file(path, "vargpt_gen.", decoder_entries(config), "model.decoder")
+    return _from_tensors(path, _read_file(path), "vargpt_gen.", decoder_entries(config), "model.decoder")
 
 
-def _from_file(path: str, prefix: str, entries: list[KeyEntry], sizes: str) -> Given:
-    """The weights of one part from a file with published names without `prefix`; those without effect may be absent."""
-    tensors = _read_file(path)
+def _image_tokenizer(path: str, config: VargptConfig) -> Given:
+    """The image tokenizer of a file with published names, or of a model's folder in either layout."""
+    prefix, own = "vae_local.", "image_tokenizer."
+    entries = [entry for entry in image_tokenizer_entries(config) if entry.ours is not None or entry.buffer]
+    if not Path(path).is_dir():
+        return _from_tensors(path, _read_file(path), prefix, entries, "model.image_tokenizer")
+    stored = list_folder(Path(path))
+    published = {entry.ours: entry.official for entry in entries if entry.ours is not None}
+    named = stored if is_official(stored) else {published.get(name, name): tensor for name, tensor in stored.items()}
+    part = {
+        name.removeprefix(prefix).removeprefix(own): tensor
+        for name, tensor in named.items()
+        if name.startswith((prefix, own))
+    }
+    return _from_tensors(path, part, prefix, entries, "model.image_tokenizer")
+
+
+def _from_tensors(
+    path: str, tensors: Mapping[str, Tensor | StoredTensor], prefix: str, entries: list[KeyEntry], sizes: str
+) -> Given:
+    """One part from tensors with published names without `prefix`; those without effect may be absent."""
     names = {entry.official.removeprefix(prefix): entry for entry in entries}
     check_keys(
         path,
