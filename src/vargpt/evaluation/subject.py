@@ -21,6 +21,7 @@ from vargpt.inference.pipeline import VargptPipeline
 from vargpt.inference.requests import draw_request, edit_request
 from vargpt.model.events import Finished, ImageDone
 from vargpt.processing.conversation import Conversation, ImagePart, UnderstandSource, user
+from vargpt.processing.images import to_signed_pixels
 from vargpt.sampling import Sampling, pixels_to_uint8
 from vargpt.scales import ScaleSchedule
 
@@ -135,7 +136,7 @@ class Subject:
         tokenizer = self.pipeline.model.image_tokenizer
         pictures, bits = [], []
         for batch in images_nHW3.split(self.batch_size):
-            signed = batch.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            signed = to_signed_pixels(batch.to(self.device).permute(0, 3, 1, 2))
             with torch.no_grad():
                 encoded = tokenizer.encode(signed, schedule or self.schedule)
                 pictures.append(self._bytes(tokenizer.decode(encoded.canvas_Bdhw)))
