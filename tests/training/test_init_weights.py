@@ -235,6 +235,15 @@ def test_switches_hold_for_a_model_that_is_given(tmp_path: Path, scratch: Vargpt
     assert processor.behaviour == replace(scratch.behaviour, image_loss_weights="official") != scratch.behaviour
 
 
+def test_a_model_draws_at_the_size_that_the_recipe_trains(tmp_path: Path, scratch: VargptForConditionalGeneration):
+    scratch.save_pretrained(tmp_path / "model")
+    make_processor(recipe_with(), TEXTS).save_pretrained(tmp_path / "model")
+    scales = scratch.config.num_scales
+    for asked, got in (({}, scales), ({"schedule": {"num_scales": scales + 1}}, scales + 1)):
+        recipe = recipe_with(init={"model": str(tmp_path / "model")}, **asked)
+        assert make_model(recipe, make_processor(recipe, [])).config.num_scales == got
+
+
 def test_only_what_no_stage_trains_may_be_kept_small():
     stages = [
         {**STAGE, "name": "a", "trainable": "projectors"},

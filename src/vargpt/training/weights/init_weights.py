@@ -132,9 +132,11 @@ def _check_precision(recipe: Recipe) -> None:
 
 
 def _whole(recipe: Recipe, folder: Path) -> VargptForConditionalGeneration:
-    """A whole model in the published or in our layout."""
+    """A whole model in the published or in our layout; where the recipe has a schedule, the model draws at its size."""
     config, stored = read_config(folder), list_folder(folder)
     config.behaviour = recipe.model.switched(config.behaviour)
+    if "num_scales" in recipe.schedule.model_fields_set:
+        config.num_scales = recipe.schedule.num_scales
     stride = recipe.model.image_tokenizer.stride
     if config.image_tokenizer.stride != stride:
         raise ValueError(
