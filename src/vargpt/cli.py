@@ -183,6 +183,9 @@ def train(
     time_limit: Annotated[
         str | None, typer.Option("--time-limit", help="Save and stop after this long: 90s, 45m, 8h or 1:30:00.")
     ] = None,
+    replicate: Annotated[
+        bool, typer.Option("--replicate", help="Under torchrun: the whole model on every process (small models).")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan: work, memory, time. No data.")] = False,
     gpus: Annotated[int | None, typer.Option("--gpus", help="Of the plan. [default: 1]", min=1)] = None,
     gpu_memory: Annotated[float | None, typer.Option("--gpu-memory", help="Of the plan, GB. [default: 80]")] = None,
@@ -199,7 +202,7 @@ def train(
     if as_json or any(value is not None for value in (gpus, gpu_memory, utilisation)):
         raise ValueError("--gpus, --gpu-memory, --utilisation and --json belong to --dry-run")
     output = out if out is not None else Path("runs") / recipe.stem
-    raise typer.Exit(training.train(recipe, data, output, overrides or [], stages, time_limit))
+    raise typer.Exit(training.train(recipe, data, output, overrides or [], stages, time_limit, replicate))
 
 
 @app.command()

@@ -107,14 +107,16 @@ def require_close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor
     assert max(worst.values()) < TOLERANCE, max(worst.items(), key=lambda item: item[1])
 
 
-def test_twenty_steps_of_sft_and_of_dpo_equal_one_rank(folder: Path):
-    one, two = (load_file(folder / f"whole-{ranks}" / "model" / "model.safetensors") for ranks in (1, 2))
+@pytest.mark.parametrize("run", ["whole-2", "replicas-2"])
+def test_twenty_steps_of_sft_and_of_dpo_equal_one_rank(folder: Path, run: str):
+    one, two = (load_file(folder / name / "model" / "model.safetensors") for name in ("whole-1", run))
     require_close(one, two)
 
 
+@pytest.mark.parametrize("run", ["whole-2", "replicas-2"])
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
-def test_journals_equal_those_of_one_rank(folder: Path, stage: str):
-    one, two = (read_journal(folder / f"whole-{ranks}" / stage / "journal.jsonl") for ranks in (1, 2))
+def test_journals_equal_those_of_one_rank(folder: Path, run: str, stage: str):
+    one, two = (read_journal(folder / name / stage / "journal.jsonl") for name in ("whole-1", run))
     assert len(one) == len(two) >= 20
     for first, second in zip(one, two, strict=True):
         assert second == pytest.approx(first, rel=1e-3, abs=1e-4)
@@ -140,12 +142,13 @@ def test_checkpoints_go_from_two_ranks_to_one_and_back(folder: Path, facts: dict
             assert entry == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_muon_equals_one_rank_but_for_bfloat16(folder: Path, facts: dict[str, Any], tmp_path: Path):
+@pytest.mark.parametrize("kind", ["muon", "muon replicas"])
+def test_muon_equals_one_rank_but_for_bfloat16(folder: Path, facts: dict[str, Any], tmp_path: Path, kind: str):
     """Newton-Schulz runs in bfloat16 and blows rounding up; orthogonalising each rank's rows alone gives 0.92."""
     start = two_ranks.hand_over(folder, tmp_path / "start", 1, replace(two_ranks.MUON, learning_rate=1e-12))
     one = two_ranks.hand_over(folder, tmp_path / "one", stop_after=None, settings=two_ranks.MUON)
     name = "decoder.blocks.0.ffn.fc1.weight"
-    moves = [(end[name] - start[name]).flatten() for end in (one, facts["muon"])]
+    moves = [(end[name] - start[name]).flatten() for end in (one, facts[kind])]
     assert float(moves[0].norm()) > 0.01
     assert float(torch.cosine_similarity(moves[0], moves[1], dim=0)) > 0.95
 

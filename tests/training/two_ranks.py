@@ -1,6 +1,7 @@
 """What `test_distributed` runs on one rank and, under torchrun, on two: `two_ranks.py FOLDER RANKS`.
 
-FOLDER holds `recipe.yaml` and `data/`; results go to `whole-RANKS/`, `handed-1-to-2/` and `facts-RANKS.pt`.
+FOLDER holds `recipe.yaml` and `data/`; results go to `whole-RANKS/`, `replicas-2/`, `handed-1-to-2/` and
+`facts-RANKS.pt`.
 """
 
 from __future__ import annotations
@@ -48,14 +49,19 @@ class StopAfter(StopRequest):
 
 
 def hand_over(
-    folder: Path, directory: Path, stop_after: int | None, settings: LoopSettings = HANDOVER
+    folder: Path,
+    directory: Path,
+    stop_after: int | None,
+    settings: LoopSettings = HANDOVER,
+    replicate: bool = False,
 ) -> dict[str, Tensor]:
     """Train the SFT stage of the recipe, from wherever `directory` stands; return all weights."""
     recipe = load_recipe(folder / "recipe.yaml")
     processor = VargptProcessor.from_pretrained(folder / "processor")
     model = build_model(recipe, processor)
     set_trainable(model, "generation")
-    distributed.shard(model)
+    if not replicate:
+        distributed.shard(model)
     task = sft_task(recipe, folder / "data", processor, model, stage_index=0)
     loop = Trainer("sft", task, settings, directory)
     if stop_after is None:
@@ -130,6 +136,8 @@ def main(folder: Path, ranks: int) -> None:
         hand_over(folder, folder / "handed-2-to-1", stop_after=3)
         facts["handed"] = hand_over(folder, folder / "handed-1-to-2", stop_after=None)
         facts["muon"] = hand_over(folder, folder / "muon-2", stop_after=None, settings=MUON)
+        facts["muon replicas"] = hand_over(folder, folder / "muon-replicas", None, settings=MUON, replicate=True)
+        train(folder / "recipe.yaml", folder / "data", folder / "replicas-2", replicate=True)
     train(folder / "recipe.yaml", folder / "data", folder / f"whole-{ranks}")
     if distributed.is_main():
         torch.save(facts, folder / f"facts-{ranks}.pt")

@@ -13,11 +13,17 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def train(
-    recipe: Path, data: Path | None, output: Path, overrides: list[str], stages: str | None, time_limit: str | None
+    recipe: Path,
+    data: Path | None,
+    output: Path,
+    overrides: list[str],
+    stages: str | None,
+    time_limit: str | None,
+    replicate: bool = False,
 ) -> int:
     """Train the stages of a recipe; the folder of the finished model is printed on stdout. Return the exit status."""
     if not recipe.is_file():
-        raise ValueError(f"{recipe}: no such recipe; the bundled one is recipes/emoji-small.yaml")
+        raise ValueError(f"{recipe}: no such recipe; there are some in recipes/, such as recipes/emoji-small.yaml")
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output}: is a file, expected a folder for checkpoints")
     seconds = None if time_limit is None else parse_duration(time_limit)
@@ -27,7 +33,7 @@ def train(
     from vargpt.training.run import train as run
 
     try:
-        model = run(recipe, data, output, overrides, names, seconds)
+        model = run(recipe, data, output, overrides, names, seconds, replicate)
         if distributed.is_main():
             print(model)
     except TimeLimitReached as stopped:

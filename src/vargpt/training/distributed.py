@@ -16,7 +16,7 @@ import errno
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -143,6 +143,16 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
 
+def sum_tensors(tensors: Sequence[Tensor]) -> None:
+    """Add whole tensors over all ranks, in place; they have one type."""
+    if world_size() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
 def clip_gradients(parameters: Iterable[nn.Parameter], maximum: float) -> Tensor:
     """Scale all gradients so that their common norm is `maximum` at most; return the norm before (a plain scalar)."""
     with_gradient = [p for p in parameters if p.grad is not None]
@@ -226,6 +236,11 @@ def shard_like(
     with torch.no_grad():
         for name, target in (dict(twin.named_parameters()) | dict(twin.named_buffers())).items():
             target.copy_(sources[name])
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the ranks hold pieces of the parameters."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ def train(
     overrides: Sequence[str] = (),
     stages: Sequence[str] = (),
     time_limit: float | None = None,
+    replicate: bool = False,
 ) -> Path:
     """Train the stages of a recipe in order and save model, processor and recipe in `output_dir/model`.
 
@@ -57,6 +58,8 @@ def train(
         overrides: `stages.0.loop.steps=100` and the like.
         stages: train only these by name (the others are taken as far as they got); all when empty.
         time_limit: seconds for this call, at least one step; training is saved and stopped then.
+        replicate: under torchrun, every process keeps the whole model, and a step sends its gradients once. For models
+            that are small beside the memory; without it they are sharded, and parts are sent as they are needed.
 
     Returns:
         The folder of the saved model.
@@ -72,7 +75,7 @@ def train(
     if unknown:
         raise ValueError(f"no stage {sorted(unknown)[0]!r} in {recipe_path}; it has {[s.name for s in recipe.stages]}")
     device = distributed.setup()
-    run = Run(recipe, None if data_dir is None else Path(data_dir), Path(output_dir), device, stages)
+    run = Run(recipe, None if data_dir is None else Path(data_dir), Path(output_dir), device, stages, replicate)
     with stop.installed():
         for stage in recipe.stages:
             run.stage(stage, stop, only_restore=bool(stages) and stage.name not in stages)
@@ -83,7 +86,13 @@ class Run:
     """One recipe in one output folder: the model as it goes from stage to stage, and what the stages need."""
 
     def __init__(
-        self, recipe: Recipe, data_dir: Path | None, output: Path, device: torch.device, stages: Sequence[str] = ()
+        self,
+        recipe: Recipe,
+        data_dir: Path | None,
+        output: Path,
+        device: torch.device,
+        stages: Sequence[str] = (),
+        replicate: bool = False,
     ) -> None:
         """Build the model and check the data of the stages that will run (all of them when `stages` is empty)."""
         self._recipe, self._output = recipe, output
@@ -101,7 +110,9 @@ class Run:
         distributed.barrier()
         self._device = device
         self._model.to(device)
-        distributed.shard(self._model, self._precision)
+        self._sharded = distributed.world_size() > 1 and not replicate
+        if self._sharded:
+            distributed.shard(self._model, self._precision)
 
     def _make_processor(self) -> VargptProcessor:
         """The one of an earlier call where there is one; the text tokenizer is trained once."""
@@ -185,7 +196,7 @@ class Run:
 
     def _reference(self, stage: DpoStage) -> Reference:
         twin = None
-        if stage.reference == "copy" and distributed.world_size() > 1:
+        if stage.reference == "copy" and self._sharded:
             twin = self._twin()
             distributed.shard_like(twin, self._model, self._precision)
             set_trainable_for(twin, self._recipe, stage)  # adapters of earlier stages are in force in the copy, too
@@ -215,8 +226,8 @@ class Run:
             raise TimeLimitReached(f"{stage.name}: stopped by {stop.reason}; run again to go on")
 
     def _whole_model(self) -> VargptForConditionalGeneration:
-        """The model itself, or with several ranks a whole copy with plain weights on each of them."""
-        if distributed.world_size() == 1:
+        """The model itself, or where it is sharded a whole copy with plain weights on each rank."""
+        if not self._sharded:
             return self._model
         state = distributed.broadcast_object(adapters.merged_state(distributed.full_state(self._model), self._recipe))
         whole = VargptForConditionalGeneration(self._model.config)

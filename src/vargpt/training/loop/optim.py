@@ -68,7 +68,8 @@ def build_optimizers(module: nn.Module, settings: LoopSettings) -> list[tuple[to
     optimizers: list[tuple[torch.optim.Optimizer, float]] = []
     if matrices:
         # Sharded matrices stay with PyTorch's own, which knows them.
-        grouped = matrices[0].device.type != "cpu" and distributed.world_size() == 1
+        several = matrices[0].device.type != "cpu" or distributed.world_size() > 1
+        grouped = several and not distributed.is_sharded(module)
         muon = (GroupedMuon if grouped else torch.optim.Muon)(
             matrices, lr=settings.learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
         )

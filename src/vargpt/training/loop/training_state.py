@@ -28,7 +28,7 @@ class TrainingState:
 
     def facts(self, finished: bool) -> dict[str, object]:
         """What tells whether a checkpoint fits: the optimisers, and whether it is a stage's end."""
-        names = [] if finished else [type(optimizer).__name__ for optimizer in self._optimizers]
+        names = [] if finished else [_kind(optimizer) for optimizer in self._optimizers]
         return {"finished": finished, "optimizers": names, "ema": self._averages is not None and not finished}
 
     def collect(self, finished: bool) -> dict[str, Tensor]:
@@ -131,3 +131,8 @@ class TrainingState:
             if name in moments:  # the fused AdamW wants its step count on the parameter's device
                 counts = {key: vector[position].to(parameter.device, torch.float32) for key, vector in scalars.items()}
                 optimizer.state[parameter] = {**counts, **moments[name]}
+
+
+def _kind(optimizer: torch.optim.Optimizer) -> str:
+    """What a checkpoint is for: both kinds of Muon have the same state."""
+    return "Muon" if isinstance(optimizer, torch.optim.Muon) else type(optimizer).__name__

@@ -23,7 +23,7 @@ class Judge:
     """Draws one picture per prompt and returns the scorer's mean as `score` (an `Evaluator` of the trainer).
 
     Raises:
-        ValueError: for a scorer that cannot be loaded; for several ranks, where the model is in pieces.
+        ValueError: for a scorer that cannot be loaded; for a model that is sharded over several ranks.
     """
 
     def __init__(
@@ -35,8 +35,10 @@ class Judge:
         schedule: ScaleSchedule,
         seed: int,
     ) -> None:
-        if distributed.world_size() > 1:
-            raise ValueError("a judge draws with the whole model, which several ranks do not have: take `judge` out")
+        if distributed.is_sharded(model):
+            raise ValueError(
+                "a judge draws with the whole model, which is sharded here: take `judge` out, or train with --replicate"
+            )
         self._section, self._model, self._processor = section, model, processor
         self._prompts, self._schedule, self._seed = prompts, schedule, seed
         self._scorer = load_scorer(section.scorer)
