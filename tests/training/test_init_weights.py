@@ -239,7 +239,8 @@ def test_a_model_draws_at_the_size_that_the_recipe_trains(tmp_path: Path, scratc
     scratch.save_pretrained(tmp_path / "model")
     make_processor(recipe_with(), TEXTS).save_pretrained(tmp_path / "model")
     scales = scratch.config.num_scales
-    for asked, got in (({}, scales), ({"schedule": {"num_scales": scales + 1}}, scales + 1)):
+    cases: list[tuple[dict[str, Any], int]] = [({}, scales), ({"schedule": {"num_scales": scales + 1}}, scales + 1)]
+    for asked, got in cases:
         recipe = recipe_with(init={"model": str(tmp_path / "model")}, **asked)
         assert make_model(recipe, make_processor(recipe, [])).config.num_scales == got
 
