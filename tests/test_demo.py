@@ -7,7 +7,7 @@ import random
 import re
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import typer.main
 from PIL import Image
 
 from vargpt.cli import app
-from vargpt.commands.common import DEFAULT_MODEL, bundled_model
+from vargpt.commands.common import BUNDLED, bundled_model
 from vargpt.data.scenes.checker import read, score_edit
 from vargpt.data.scenes.edits import make_edit
 from vargpt.data.scenes.parser import facts_of
@@ -56,7 +56,7 @@ def titles(page: str) -> list[str]:
     return re.findall(r"<h2>(.*?)</h2>", page)
 
 
-def pictures_in(plan: Plan, scales: int, domains: Sequence[str]) -> int:
+def pictures_in(plan: Plan, domains: Mapping[str, int]) -> int:
     """How many pictures a page of this plan has."""
     count = 0
     if "scenes" in domains:
@@ -65,14 +65,15 @@ def pictures_in(plan: Plan, scales: int, domains: Sequence[str]) -> int:
     if "emoji" in domains:
         count += len(plan.emoji_prompts) * plan.emoji_seeds + (plan.names or 12) + 2 * len(plan.emoji_edits)
         count += sum(line.kind != "ask" for line in plan.emoji_talk)
-    return count + 2 * scales * len(domains)
+    return count + 2 * sum(domains.values())
 
 
-def check_page(page: str, plan: Plan, scales: int, domains: Sequence[str]) -> None:
-    """Everything is there, and nothing is loaded from elsewhere."""
+def check_page(page: str, plan: Plan, scales: Mapping[str, int]) -> None:
+    """Everything of the domains with so many scales is there, and nothing is loaded from elsewhere."""
+    domains = tuple(scales)
     expected = [title for domain in domains for title in SECTIONS[domain]]
     assert sorted(titles(page)) == sorted([*expected, "All in one conversation", "How it works", "Do it yourself"])
-    assert len(re.findall(r'<img alt="[^"]*" src="data:image/png;base64,', page)) == pictures_in(plan, scales, domains)
+    assert len(re.findall(r'<img alt="[^"]*" src="data:image/png;base64,', page)) == pictures_in(plan, scales)
     assert not re.search(r'(?:src|href)="(?!data:)|url\(|@import|<script|<link', page)
     assert page.count("<svg") == 1
 
@@ -80,16 +81,20 @@ def check_page(page: str, plan: Plan, scales: int, domains: Sequence[str]) -> No
 def test_the_bundled_model_makes_a_page_that_needs_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = bundled_model()
-    if folder is None:
-        pytest.skip(f"the bundled model models/{DEFAULT_MODEL} is not in this checkout")
+    folders = {domain: bundled_model(name) for domain, name in BUNDLED.items()}
+    scales = {}
+    for domain, folder in folders.items():
+        if folder is None:
+            pytest.skip(f"the bundled model models/{BUNDLED[domain]} is not in this checkout")
+        assert (read_habits(folder).domains or ("emoji",)) == (domain,)
+        scales[domain] = json.loads((folder / "config.json").read_text())["num_scales"]
     monkeypatch.delenv("VARGPT_MODEL", raising=False)
     picture_file = tmp_path / "banner.png"
     assert main(["--short", "--output", str(tmp_path / "out"), "--banner", str(picture_file)]) == 0
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    scales = json.loads((folder / "config.json").read_text())["num_scales"]
-    check_page(page, Plan().shortened(), scales, read_habits(folder).domains or ("emoji",))
-    assert f"models/{DEFAULT_MODEL}" in page and str(tmp_path) not in page
+    check_page(page, Plan().shortened(), scales)
+    assert all(f"models/{name}" in page for name in BUNDLED.values()) and str(tmp_path) not in page
+    assert all(f"@keyframes grow-{number}-{number - 1} " in page for number in scales.values())
     assert picture_file.stat().st_size < 400_000
     with Image.open(picture_file) as image, Image.open(tmp_path / "out" / "contact-sheet.png") as sheet:
         assert image.width > 1000 and image.height > 250
@@ -106,7 +111,7 @@ def test_a_model_is_shown_at_what_it_knows(domains: tuple[str, ...], tiny_model:
     call = ["--short", "--model", str(model), "--output", str(tmp_path / "out"), "--banner", str(picture_file)]
     assert main(call) == 0
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    check_page(page, Plan().shortened(), 3, domains)
+    check_page(page, Plan().shortened(), dict.fromkeys(domains, 3))
     assert ("Noto Emoji" in page) == ("emoji" in domains)
     assert 'class="miss"' in page and "not done" in page, "an untrained model got everything right"
     with Image.open(picture_file) as image:
@@ -240,9 +245,9 @@ def test_documents_are_linked_where_they_are_near(repo_root: Path) -> None:
 
 def test_the_drawing_grows_scale_by_scale() -> None:
     style = growing_style(3)
-    assert "@keyframes grow-1 { 0%, 20.00% { opacity: 0 } 27.00%, 100% { opacity: 1 } }" in style
-    assert "animation: grow-2 4.5s" in style and "prefers-reduced-motion: no-preference" in style
-    assert style.count("@keyframes lit-") == 3 and "grow-3" not in style
+    assert "@keyframes grow-3-1 { 0%, 20.00% { opacity: 0 } 27.00%, 100% { opacity: 1 } }" in style
+    assert "animation: grow-3-2 4.5s" in style and "prefers-reduced-motion: no-preference" in style
+    assert style.count("@keyframes lit-3-") == 3 and "grow-3-3" not in style
 
 
 def test_sample_scenes_are_as_their_metadata_says(repo_root: Path) -> None:
@@ -280,6 +285,6 @@ def test_no_examples_is_one_line_and_status_2(
 
 def demo(**parts: object) -> Demo:
     """A demo with one picture and these parts."""
-    basics = {"model": "m", "weights": 1, "threads": 1, "seconds": 1.0, "per_picture": 0.1}
+    basics = {"model": "m", "weights": [1], "threads": 1, "seconds": 1.0, "per_picture": 0.1}
     heroes = [Steps(PROMPT, [picture()], [(1, 1)])]
     return Demo(**{**basics, "heroes": heroes, **parts})  # type: ignore[arg-type]

@@ -18,24 +18,29 @@ if TYPE_CHECKING:
     from vargpt.inference.pipeline import VargptPipeline
 
 DEFAULT_MODEL = "emoji-small"
+BUNDLED = {"scenes": "scenes-small", "emoji": DEFAULT_MODEL}
+"""The models that come with the checkout, by the domain that they know (`vargpt.inference.habits.Domain`)."""
 MODEL_VARIABLE = "VARGPT_MODEL"
 SMALL_MODEL = 200_000_000
 """Weights below which one CPU thread is as fast as two alone, and far faster on a busy machine (docs/log.md)."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def bundled_model() -> Path | None:
-    """Folder of the model that comes with the package or the checkout, or None where it is absent."""
+def bundled_model(name: str = DEFAULT_MODEL) -> Path | None:
+    """Folder of a model that comes with the package or the checkout, or None where it is absent."""
     package = Path(__file__).resolve().parents[1]
     for root in (package, package.parents[1]):
-        folder = root / "models" / DEFAULT_MODEL
+        folder = root / "models" / name
         if (folder / "config.json").is_file():
             return folder
     return None
 
 
 def find_model(name: str | None) -> str:
-    """Return the folder or hub name to load: the argument, else $VARGPT_MODEL, else the bundled model."""
+    """Return the folder or hub name to load: the argument, else $VARGPT_MODEL, else the bundled model.
+
+    A bundled model may be named without its folder (`scenes-small`), where there is no such path.
+    """
     chosen = name or os.environ.get(MODEL_VARIABLE)
     if not chosen:
         folder = bundled_model()
@@ -46,6 +51,8 @@ def find_model(name: str | None) -> str:
             )
         return str(folder)
     path = Path(chosen).expanduser()
+    if chosen in BUNDLED.values() and not path.exists():
+        path = bundled_model(chosen) or path
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{chosen}: is no model folder, it has no config.json")

@@ -6,15 +6,19 @@ Invariant: everything shown is what the model made in this run, with fixed seeds
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
-from vargpt.commands.common import bundled_model, choose_threads, find_model
+from vargpt.commands.common import BUNDLED, MODEL_VARIABLE, bundled_model, choose_threads, find_model
 from vargpt.demo.banner import banner, sheet
 from vargpt.demo.content import Plan
 from vargpt.demo.make import make
 from vargpt.demo.page import render
+from vargpt.inference.habits import Domain
 from vargpt.inference.pictures import save_png, write_atomically
 from vargpt.inference.pipeline import VargptPipeline
 
@@ -23,14 +27,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the demo; returns the exit status."""
     parser = argparse.ArgumentParser(prog="vargpt.demo", description="Draw, read and edit; write one page of pictures.")
     parser.add_argument("--output", type=Path, default=Path("demo-out"), help="folder to write (default: demo-out)")
-    parser.add_argument("--model", help="model folder (default: the bundled model)")
+    parser.add_argument("--model", help="model folder (default: the bundled models, each for what it knows)")
     parser.add_argument("--banner", type=Path, help="also write the README's picture to this PNG")
     parser.add_argument("--examples", type=Path, default=examples_folder(), help="folder of sample pictures")
     parser.add_argument("--short", action="store_true", help="the first of everything only, a few seconds")
     options = parser.parse_args(arguments)
     plan = Plan().shortened() if options.short else Plan()
     try:
-        page = run(find_model(options.model), plan, options.examples, options.output, options.banner)
+        page = run(models(options.model), plan, options.examples, options.output, options.banner)
     except (ValueError, OSError) as error:
         print(f"demo: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -43,16 +47,28 @@ def examples_folder() -> Path:
     return Path(__file__).resolve().parents[3] / "examples"
 
 
-def run(model: str, plan: Plan, examples: Path, output: Path, banner_path: Path | None = None) -> Path:
-    """Do what the plan asks of the domains that the model knows; write `index.html` and `contact-sheet.png`.
+def models(name: str | None) -> list[str]:
+    """The model that was named, by argument or $VARGPT_MODEL; else the bundled ones that are here."""
+    if name or os.environ.get(MODEL_VARIABLE):
+        return [find_model(name)]
+    return [str(folder) for bundled in BUNDLED.values() if (folder := bundled_model(bundled))] or [find_model(None)]
 
-    A model whose folder names no domain is asked for emoji, as the models of the recipe `emoji-small` are.
+
+def run(models: Sequence[str], plan: Plan, examples: Path, output: Path, banner_path: Path | None = None) -> Path:
+    """Do what the plan asks of the domains that the models know; write `index.html` and `contact-sheet.png`.
+
+    A model whose folder names no domain is asked for emoji, as the models of the recipe `emoji-small` are. Of two that
+    know the same domain the first is asked.
     """
-    say(f"loading {model}")
-    pipeline = VargptPipeline.from_pretrained(model)
-    choose_threads(pipeline)
-    plan = replace(plan, domains=pipeline.habits.domains or ("emoji",))
-    demo = make(pipeline, plan, examples, model_label(model), say)
+    pipelines: dict[Domain, VargptPipeline] = {}
+    for model in models:
+        say(f"loading {model}")
+        pipeline = VargptPipeline.from_pretrained(model)
+        choose_threads(pipeline)
+        pipelines = {**dict.fromkeys(pipeline.habits.domains or ("emoji",), pipeline), **pipelines}
+    domains: tuple[Domain, ...] = get_args(Domain)
+    plan = replace(plan, domains=tuple(domain for domain in domains if domain in pipelines))
+    demo = make(pipelines, plan, examples, " and ".join(map(model_label, models)), say)
     page = output / "index.html"
     inside = (output.resolve().parent / "docs" / "architecture.md").is_file()
     write_atomically(page, render(demo, ".." if inside else None).encode("utf-8"))
@@ -70,11 +86,10 @@ def say(text: str) -> None:
 
 
 def model_label(model: str) -> str:
-    """How the page names the model: the bundled one by its place in the repository."""
-    bundled = bundled_model()
-    if bundled is not None and Path(model).resolve() == bundled.resolve():
-        return f"models/{bundled.name}"
-    return Path(model).name
+    """How the page names the model: a bundled one by its place in the repository."""
+    folders = [folder for name in BUNDLED.values() if (folder := bundled_model(name))]
+    here = Path(model).resolve()
+    return f"models/{here.name}" if here in [folder.resolve() for folder in folders] else Path(model).name
 
 
 if __name__ == "__main__":

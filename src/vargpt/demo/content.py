@@ -232,12 +232,14 @@ class Demo:
     """Everything that is shown; empty sections are left out.
 
     Attributes:
+        model: what the page says that it was made with.
+        weights: of each model, in the order of the heroes.
         seconds: of the whole run, without loading.
         per_picture: seconds that one picture takes when drawn alone.
     """
 
     model: str
-    weights: int
+    weights: Sequence[int]
     threads: int
     seconds: float
     per_picture: float

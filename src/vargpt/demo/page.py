@@ -85,10 +85,11 @@ def render(demo: Demo, documents: str | None = None) -> str:
         _section("Do it yourself", "In the project's folder, after “source .venv/bin/activate”:", _commands(demo)),
         _footer(demo, documents),
     ]
+    growing = "\n".join(map(growing_style, sorted({len(hero.grids) for hero in demo.heroes})))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>vargpt: draws, reads, edits</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}{growing_style(len(demo.heroes[0].grids))}</style></head>"
+        f"<style>{STYLE}{growing}</style></head>"
         f"<body><main>{''.join(body)}</main></body></html>\n"
     )
 
@@ -105,16 +106,22 @@ def _footer(demo: Demo, documents: str | None) -> str:
 
 
 def _header(demo: Demo) -> str:
-    height, width = demo.heroes[0].pictures[-1].size[::-1]
+    several = len(demo.weights) > 1
+    weights = " and ".join(f"{weights / 1e6:.1f}" for weights in demo.weights)
+    sizes = dict.fromkeys("×".join(map(str, hero.pictures[-1].size)) for hero in demo.heroes)
+    scales = dict.fromkeys(str(len(hero.grids)) for hero in demo.heroes)
     chips = (
-        f"{demo.weights / 1e6:.1f} million weights",
-        f"{width}×{height} pixels",
-        f"{len(demo.heroes[0].grids)} scales",
+        f"{weights} million weights",
+        f"{' and '.join(sizes)} pixels",
+        f"{' and '.join(scales)} scales",
         f"{demo.per_picture:.2f} s per picture on {demo.threads} CPU thread{'s' if demo.threads > 1 else ''}",
         f"this page in {demo.seconds:.0f} s",
     )
     tiles = "".join(map(_tile, demo.scores))
-    title = f"One {'small ' if demo.weights < SMALL_MODEL else ''}model that draws, reads and edits pictures"
+    small = "small " if max(demo.weights) < SMALL_MODEL else ""
+    title = f"One {small}model that draws, reads and edits pictures"
+    if several:
+        title = f"{small.capitalize()}models that draw, read and edit pictures: one for scenes, one for emoji"
     return (
         f'<header><p class="brand">vargpt</p><h1>{title}</h1>'
         '<p class="lead">Words come token by token, pictures scale by scale: a coarse guess first, then finer and '
@@ -172,7 +179,7 @@ def _hero(item: Steps) -> str:
         for index, (picture, grid) in enumerate(zip(item.pictures, item.grids, strict=True))
     ]
     return (
-        f'<div class="card hero"><p class="prompt">“{escape(item.prompt)}”</p>'
+        f'<div class="card hero scales-{len(item.grids)}"><p class="prompt">“{escape(item.prompt)}”</p>'
         f'<div class="growing">{growing}</div>{_side_by_side(strip)}</div>'
     )
 

@@ -118,21 +118,26 @@ FINISHED_SHARE = 3
 
 
 def growing_style(scales: int) -> str:
-    """Key frames that lay the pictures of one drawing on top of each other, scale by scale, again and again."""
+    """Key frames that lay the pictures of a drawing of so many scales on top of each other, again and again."""
     ticks = scales - 1 + FINISHED_SHARE
     begin = -(scales + 0.5) * SECONDS_PER_SCALE  # finished at first, also where nothing moves
     seconds = f"{ticks * SECONDS_PER_SCALE:.1f}s linear {begin:.2f}s infinite"
     frames, moving = [], []
+    drawing = f".scales-{scales}"
     for index in range(scales):
         start, shown = 100 * index / ticks, 100 * (index + 0.35) / ticks
         end = 100.0 if index == scales - 1 else 100 * (index + 1) / ticks
         lit, unlit = "{ box-shadow: 0 0 0 2.5px var(--accent) }", "{ box-shadow: none }"
         before = f"0%, {start - 0.01:.2f}% {unlit} " if index else ""
         after = f" {end + 0.01:.2f}%, 100% {unlit}" if end < 100 else ""
-        frames.append(f"@keyframes lit-{index} {{ {before}{start:.2f}%, {end:.2f}% {lit}{after} }}")
-        moving.append(f".hero .strip figure:nth-child({index + 1}) img {{ animation: lit-{index} {seconds} }}")
+        frames.append(f"@keyframes lit-{scales}-{index} {{ {before}{start:.2f}%, {end:.2f}% {lit}{after} }}")
+        moving.append(
+            f"{drawing} .strip figure:nth-child({index + 1}) img {{ animation: lit-{scales}-{index} {seconds} }}"
+        )
         if index:
             hidden, seen = "{ opacity: 0 }", "{ opacity: 1 }"
-            frames.append(f"@keyframes grow-{index} {{ 0%, {start:.2f}% {hidden} {shown:.2f}%, 100% {seen} }}")
-            moving.append(f".growing img:nth-child({index + 1}) {{ animation: grow-{index} {seconds} }}")
+            frames.append(f"@keyframes grow-{scales}-{index} {{ 0%, {start:.2f}% {hidden} {shown:.2f}%, 100% {seen} }}")
+            moving.append(
+                f"{drawing} .growing img:nth-child({index + 1}) {{ animation: grow-{scales}-{index} {seconds} }}"
+            )
     return "\n".join([*frames, "@media (prefers-reduced-motion: no-preference) {", *moving, "}"])
