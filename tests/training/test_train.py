@@ -186,6 +186,11 @@ def test_an_output_of_another_recipe_is_refused(uninterrupted: Path, recipe_file
     assert (uninterrupted / "recipe.yaml").read_text() == before
 
 
+def test_the_refusal_names_the_setting_alone(uninterrupted: Path, recipe_file: Path, data: Path):
+    with pytest.raises(ValueError, match=r"another stage sft: loop batch_size \d+ there, 99 now; choose"):
+        train(recipe_file, data, uninterrupted, overrides=["stages.2.loop.batch_size=99"])
+
+
 def test_other_data_is_refused(uninterrupted: Path, recipe_file: Path, tmp_path: Path):
     """The text tokenizer comes from the data: other captions would give the same ids to other words."""
     other = write_data(tmp_path / "other")

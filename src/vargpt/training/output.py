@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,20 @@ def save_processor(processor: VargptProcessor, destination: Path) -> None:
 
 def _require_same(output: Path, what: str, old: Any, new: Any) -> None:
     if old != new:
+        path, there, now = next(_differences(old, new))
+        where = "".join(f" {name}" for name in path)
         raise ValueError(
-            f"{output} was begun with another {what}: {old} there, {new} now; choose another output folder, "
+            f"{output} was begun with another {what}:{where} {there} there, {now} now; choose another output folder, "
             f"or restore the recipe to go on"
         )
+
+
+def _differences(old: Any, new: Any) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """Where two values differ: the entry's names, what is there and what is new."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        yield (), old, new
+        return
+    for name in dict.fromkeys((*old, *new)):
+        first, second = old.get(name), new.get(name)
+        if first != second:
+            yield from (((name, *path), there, now) for path, there, now in _differences(first, second))
