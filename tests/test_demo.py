@@ -124,7 +124,7 @@ def test_a_drawing_is_marked_fact_by_fact() -> None:
     assert page.count('class="hit"') == 13 and page.count('class="miss" title="blue"') == 1
     assert '<span class="ok">✓</span> 7 of 7' in page
     assert '<span class="no">✗</span> 6 of 7: not blue' in page
-    assert demo(scene_rows=[row]).score_line == "13 of 14 facts drawn right"
+    assert demo(scene_rows=[row]).score_line == "13 of 14 facts of scenes drawn right"
     assert row_of(PROMPT, [picture()], judged=False).drawings[0].verdicts is None
     assert row_of("woman superhero", [picture()], judged=True).drawings[0].verdicts is None
 

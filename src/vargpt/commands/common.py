@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vargpt.inference.pipeline import VargptPipeline
 
 DEFAULT_MODEL = "emoji-small"
-BUNDLED = {"scenes": "scenes-small", "emoji": DEFAULT_MODEL}
+BUNDLED = {"emoji": DEFAULT_MODEL, "scenes": "scenes-small"}
 """The models that come with the checkout, by the domain that they know (`vargpt.inference.habits.Domain`)."""
 MODEL_VARIABLE = "VARGPT_MODEL"
 SMALL_MODEL = 200_000_000

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 from vargpt.commands.common import BUNDLED, MODEL_VARIABLE, bundled_model, choose_threads, find_model
 from vargpt.demo.banner import banner, sheet
@@ -65,9 +64,9 @@ def run(models: Sequence[str], plan: Plan, examples: Path, output: Path, banner_
         say(f"loading {model}")
         pipeline = VargptPipeline.from_pretrained(model)
         choose_threads(pipeline)
-        pipelines = {**dict.fromkeys(pipeline.habits.domains or ("emoji",), pipeline), **pipelines}
-    domains: tuple[Domain, ...] = get_args(Domain)
-    plan = replace(plan, domains=tuple(domain for domain in domains if domain in pipelines))
+        for domain in pipeline.habits.domains or ("emoji",):
+            pipelines.setdefault(domain, pipeline)
+    plan = replace(plan, domains=tuple(pipelines))
     demo = make(pipelines, plan, examples, " and ".join(map(model_label, models)), say)
     page = output / "index.html"
     inside = (output.resolve().parent / "docs" / "architecture.md").is_file()

@@ -258,10 +258,10 @@ class Demo:
         verdicts = [verdict for row in self.scene_rows for item in row.drawings for verdict in item.verdicts or ()]
         edits = [edit.score for edit in self.scene_edits if edit.score is not None]
         scores = [
-            _score("facts drawn right", (verdict.holds for verdict in verdicts)),
+            _score("emoji named exactly", (item.right for item in self.named)),
+            _score("facts of scenes drawn right", (verdict.holds for verdict in verdicts)),
             _score("questions answered right", (answer.right for look in self.looks for answer in look.answers)),
             _score("scenes captioned truly", (look.caption.right for look in self.looks)),
-            _score("emoji named exactly", (item.right for item in self.named)),
             _score("scene edits done", (score.asked for score in edits)),
             _score("scene edits that kept all the rest", (score.kept == 1 for score in edits)),
         ]

@@ -20,9 +20,9 @@ from vargpt.demo.style import STYLE, growing_style
 from vargpt.inference.pictures import png_bytes
 
 SCENE_COMMANDS = (
-    'vargpt draw "a small blue star left of a red ring" -o star.png --seed 7',
-    'vargpt chat examples/scene-stars.png "how many stars are there?"',
-    'vargpt edit examples/scene-star-ring.png "make the star purple" -o purple.png',
+    'vargpt draw "a small blue star left of a red ring" --model scenes-small -o star.png',
+    'vargpt chat examples/scene-stars.png "how many stars are there?" --model scenes-small',
+    'vargpt edit examples/scene-star-ring.png "make the star purple" --model scenes-small -o purple.png',
 )
 EMOJI_COMMANDS = (
     'vargpt draw "woman superhero" -o hero.png -n 4 --previews steps/',
@@ -49,6 +49,17 @@ def render(demo: Demo, documents: str | None = None) -> str:
     body = [
         _header(demo),
         _section(
+            "It draws emoji",
+            "The same words with other seeds. A picture depends on its own seed alone, whatever is drawn beside it.",
+            _grid(440, _row, demo.emoji_rows),
+        ),
+        _section(
+            "It names pictures",
+            f"Real files, and the question “{WHAT}” Tagged ones were kept out of training.",
+            _grid(150, _named, demo.named, share=28),
+        ),
+        _section("It edits emoji", plain_edit, _grid(300, _edit, demo.emoji_edits)),
+        _section(
             "It draws scenes",
             "A checker that knows nothing of the model reads every picture back from its pixels and compares it with "
             "each fact that the words assert. One dot is one fact: a round one holds, a hollow diamond does not. "
@@ -56,26 +67,15 @@ def render(demo: Demo, documents: str | None = None) -> str:
             _grid(440, _row, demo.scene_rows),
         ),
         _section(
-            "It draws emoji",
-            "The same words with other seeds. A picture depends on its own seed alone, whatever is drawn beside it.",
-            _grid(440, _row, demo.emoji_rows),
-        ),
-        _section(
             "It answers questions",
             "About fresh scenes that it never met. Ticks compare with what the scene really is.",
             _grid(440, _look, demo.looks),
-        ),
-        _section(
-            "It names pictures",
-            f"Real files, and the question “{WHAT}” Tagged ones were kept out of training.",
-            _grid(150, _named, demo.named, share=28),
         ),
         _section(
             "It edits scenes",
             f"{plain_edit} The checker says whether the change is there, and how much of the rest stayed as it was.",
             _grid(300, _edit, demo.scene_edits),
         ),
-        _section("It edits emoji", plain_edit, _grid(300, _edit, demo.emoji_edits)),
         _section(
             "All in one conversation",
             "It draws, is asked about its own drawing, changes it, and is asked again.",
@@ -121,7 +121,7 @@ def _header(demo: Demo) -> str:
     small = "small " if max(demo.weights) < SMALL_MODEL else ""
     title = f"One {small}model that draws, reads and edits pictures"
     if several:
-        title = f"{small.capitalize()}models that draw, read and edit pictures: one for scenes, one for emoji"
+        title = f"{small.capitalize()}models that draw, read and edit pictures: one for emoji, one for scenes"
     return (
         f'<header><p class="brand">vargpt</p><h1>{title}</h1>'
         '<p class="lead">Words come token by token, pictures scale by scale: a coarse guess first, then finer and '
@@ -294,8 +294,8 @@ def _how(demo: Demo) -> str:
 
 def _commands(demo: Demo) -> str:
     lines = [
-        *(SCENE_COMMANDS if demo.scene_rows else ()),
         *(EMOJI_COMMANDS if demo.emoji_rows else ()),
+        *(SCENE_COMMANDS if demo.scene_rows else ()),
         *TALK_COMMANDS,
     ]
     return "<h3>Use it</h3>" + _code(lines) + "<h3>Train your own</h3>" + _code(TRAIN_COMMANDS)
