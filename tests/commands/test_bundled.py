@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vargpt.commands.common import BUNDLED, bundled_model, find_model
+from vargpt.commands.common import BUNDLED, bundled_model, bundled_models, find_model
 from vargpt.commands.evaluation import EvalOptions, _model
 from vargpt.inference.habits import read_habits
 
@@ -43,5 +43,4 @@ def test_scenes_are_asked_of_the_model_that_knows_them(monkeypatch: pytest.Monke
 
 
 def test_all_bundled_models_together_are_small() -> None:
-    folders = [folder for name in BUNDLED.values() if (folder := bundled_model(name))]
-    assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) < 60e6
+    assert sum(file.stat().st_size for folder in bundled_models() for file in folder.iterdir()) < 60e6

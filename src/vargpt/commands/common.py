@@ -36,6 +36,11 @@ def bundled_model(name: str = DEFAULT_MODEL) -> Path | None:
     return None
 
 
+def bundled_models() -> list[Path]:
+    """Folders of all bundled models that are here, in the order of `BUNDLED`."""
+    return [folder for name in BUNDLED.values() if (folder := bundled_model(name))]
+
+
 def find_model(name: str | None) -> str:
     """Return the folder or hub name to load: the argument, else $VARGPT_MODEL, else the bundled model.
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vargpt.commands.common import BUNDLED, MODEL_VARIABLE, bundled_model, choose_threads, find_model
+from vargpt.commands.common import MODEL_VARIABLE, bundled_models, choose_threads, find_model
 from vargpt.demo.banner import banner, sheet
 from vargpt.demo.content import Plan
 from vargpt.demo.make import make
@@ -50,7 +50,7 @@ def models(name: str | None) -> list[str]:
     """The model that was named, by argument or $VARGPT_MODEL; else the bundled ones that are here."""
     if name or os.environ.get(MODEL_VARIABLE):
         return [find_model(name)]
-    return [str(folder) for bundled in BUNDLED.values() if (folder := bundled_model(bundled))] or [find_model(None)]
+    return list(map(str, bundled_models())) or [find_model(None)]
 
 
 def run(models: Sequence[str], plan: Plan, examples: Path, output: Path, banner_path: Path | None = None) -> Path:
@@ -86,9 +86,8 @@ def say(text: str) -> None:
 
 def model_label(model: str) -> str:
     """How the page names the model: a bundled one by its place in the repository."""
-    folders = [folder for name in BUNDLED.values() if (folder := bundled_model(name))]
     here = Path(model).resolve()
-    return f"models/{here.name}" if here in [folder.resolve() for folder in folders] else Path(model).name
+    return f"models/{here.name}" if here in [folder.resolve() for folder in bundled_models()] else Path(model).name
 
 
 if __name__ == "__main__":
