@@ -68,7 +68,16 @@ def folder(tmp_path: Path) -> Path:
 
 def source_settings(kind: str, path: str, **changes: Any) -> Any:
     return SimpleNamespace(
-        **{"format": kind, "path": path, "images": None, "on_error": "stop", "count": None, "kinds": None, **changes}
+        **{
+            "format": kind,
+            "path": path,
+            "images": None,
+            "on_error": "stop",
+            "count": None,
+            "kinds": None,
+            "questions": None,
+            **changes,
+        }
     )
 
 

@@ -14,7 +14,9 @@ from vargpt.data.sources.scenes import ScenesSource
 
 
 def test_scenes_open_without_files_and_repeat_themselves():
-    settings = SimpleNamespace(format="scenes", path=".", images=None, on_error="stop", count=50, kinds=None)
+    settings = SimpleNamespace(
+        format="scenes", path=".", images=None, on_error="stop", count=50, kinds=None, questions=None
+    )
     source = open_source("world", settings, side=32)
     assert source.tasks == {"draw", "caption", "question", "edit"}
     assert [source.count(task) for task in ("draw", "edit", "chat")] == [50, 50, 0]
@@ -30,7 +32,7 @@ def test_scenes_open_without_files_and_repeat_themselves():
 
 def test_scenes_of_some_kinds_only():
     settings = SimpleNamespace(
-        format="scenes", path=".", images=None, on_error="stop", count=200, kinds=["count", "single"]
+        format="scenes", path=".", images=None, on_error="stop", count=200, kinds=["count", "single"], questions=None
     )
     source = open_source("easy", settings, side=32)
     drawn = [source.sample("draw", index, random.Random(0), 0.0).conversation for index in range(100)]

@@ -48,7 +48,9 @@ def captioned(*keys: str) -> list[tuple[str, bytes]]:
 
 
 def opened(folder: Path, on_error: str = "stop") -> CheckedSource:
-    settings = SimpleNamespace(format="tar", path="*.tar", images=None, on_error=on_error, count=None, kinds=None)
+    settings = SimpleNamespace(
+        format="tar", path="*.tar", images=None, on_error=on_error, count=None, kinds=None, questions=None
+    )
     return open_source("web", settings, folder)
 
 

@@ -17,7 +17,12 @@ BITS, STRIDE, PATCH = 8, 4, 4
 
 
 def small_config(
-    hidden: int = 64, layers: int = 2, depth: int = 2, vocabulary: int = 64, preset: str = "vargpt"
+    hidden: int = 64,
+    layers: int = 2,
+    depth: int = 2,
+    vocabulary: int = 64,
+    preset: str = "vargpt",
+    stem: str = "patch",
 ) -> VargptConfig:
     """A backbone of width 64 and a decoder of width 96 with chosen depths."""
     backbone = Qwen2VLConfig(
@@ -27,7 +32,7 @@ def small_config(
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
         },
         vision_config={"depth": 2, "embed_dim": 32, "hidden_size": hidden, "num_heads": 2, "mlp_ratio": 4,
-                       "patch_size": PATCH},
+                       "patch_size": PATCH, "stem": stem},
         image_token_id=IMAGE, video_token_id=6, vision_start_token_id=7, vision_end_token_id=8,
     )  # fmt: skip
     return VargptConfig(

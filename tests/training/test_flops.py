@@ -88,6 +88,15 @@ def test_forward_and_backward_are_what_pytorch_counts(
     assert got.recompute == 0
 
 
+@pytest.mark.parametrize("preset", ["all", "understanding", "generation"])
+def test_a_convolutional_stem_is_counted(preset: TrainablePreset):
+    model = small_model(small_config(stem="convolution"))
+    set_trainable(model, preset)
+    expected, got = counted(model, True, True), WorkCounter(model).row(shape(model, True, True))
+    assert got.forward == pytest.approx(expected.forward, rel=0.01)
+    assert got.backward == pytest.approx(expected.backward, rel=0.02)
+
+
 def test_padded_slots_are_counted():
     model = small_model(small_config(preset="official"))
     set_trainable(model, "all")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from vargpt.model.stem import StemConvolution
 from vargpt.training.loop.muon import GroupedMuon
 from vargpt.training.loop.optim import build_optimizers, learning_rate_at, parameter_groups
 from vargpt.training.loop.settings import LoopSettings
@@ -55,6 +56,10 @@ def test_muon_takes_the_matrices_inside_blocks_and_adamw_the_rest():
     assert [tuple(p.shape) for group in muon.param_groups for p in group["params"]] == [(3, 2)]
     sizes = sorted(tuple(p.shape) for group in adamw.param_groups for p in group["params"])
     assert sizes == [(3,), (3,), (3,), (4,), (4, 2)]
+    stem = nn.ModuleDict({"patch_embed": nn.ModuleDict({"first": StemConvolution(3, 16, 4)})})
+    (muon, _), (adamw, _) = build_optimizers(nn.ModuleDict({"visual": stem}), settings)
+    assert [tuple(p.shape) for group in muon.param_groups for p in group["params"]] == [(16, 27)]
+    assert [tuple(p.shape) for group in adamw.param_groups for p in group["params"]] == [(16,)]
     only_matrices = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(2, 3, bias=False)])})
     only_matrices = nn.ModuleDict({"decoder": only_matrices})
     assert [type(optimizer).__name__ for optimizer, _ in build_optimizers(only_matrices, settings)] == ["Muon"]

@@ -1,14 +1,16 @@
-"""The vision tower on accelerators: images of one size as one batch.
+"""The vision tower: images of one size as one batch, and convolutions as its stem.
 
 Invariant: `equal_image_features` gives what transformers' own tower gives, up to rounding. That tower attends image by
 image in a Python loop and makes positions from tensors on the device, which leaves a GPU waiting; on a CPU it costs
-nothing and stays in use, as the readable path.
+nothing and stays in use, as the readable path. A tower with a convolutional stem, which transformers does not know,
+always goes through ours.
 
 Legend: `n` images · `N` patches of an image · `c` width of the tower · `D` backbone width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import (
     VisionAttention,
     apply_rotary_pos_emb_vision,
 )
+
+from vargpt.model.stem import ConvolutionalStem
 
 Grid = tuple[int, int, int]
 
@@ -39,7 +43,16 @@ class ImagesAttention(VisionAttention):
 
 
 def prepare_vision(visual: Qwen2VisionTransformerPretrainedModel) -> None:
-    """Let the tower's attention take batches of images of one size."""
+    """Let the tower's attention take batches of images of one size, and give it the stem that its configuration names.
+
+    Raises:
+        ValueError: for an unknown `stem`.
+    """
+    stem = getattr(visual.config, "stem", "patch")
+    if stem not in ("patch", "convolution"):
+        raise ValueError(f"vision_config.stem must be patch or convolution, got {stem!r}")
+    if stem == "convolution":
+        visual.patch_embed = ConvolutionalStem(visual.config)
     for block in visual.blocks:
         # The class alone is exchanged: weights, names and initial values stay as they are.
         block.attn.__class__ = ImagesAttention
@@ -55,11 +68,25 @@ def image_features(
         image_grid_thw: (1, rows, columns) of patches of each image, on the CPU (`ModelInputs.to` leaves it there).
     """
     values = pixel_values.to(visual.dtype)
-    if values.device.type != "cpu":
-        grids = {(int(t), int(h), int(w)) for t, h, w in image_grid_thw.tolist()}
-        if len(grids) == 1:
-            return equal_image_features(visual, values, grids.pop())
+    convolves = isinstance(visual.patch_embed, ConvolutionalStem)
+    if convolves or values.device.type != "cpu":
+        grids = [(int(t), int(h), int(w)) for t, h, w in image_grid_thw.tolist()]
+        if convolves or len(set(grids)) == 1:
+            return _features_by_size(visual, values, grids)
     return visual(values, grid_thw=image_grid_thw.to(values.device)).pooler_output
+
+
+def _features_by_size(visual: Qwen2VisionTransformerPretrainedModel, values: Tensor, grids: Sequence[Grid]) -> Tensor:
+    """Features of all images in order, those of one size computed together."""
+    if len(set(grids)) == 1:
+        return equal_image_features(visual, values, grids[0])
+    patches = values.split([times * rows * columns for times, rows, columns in grids])
+    features: dict[int, Tensor] = {}
+    for grid in dict.fromkeys(grids):
+        alike = [index for index, other in enumerate(grids) if other == grid]
+        together = equal_image_features(visual, torch.cat([patches[index] for index in alike]), grid)
+        features.update(zip(alike, together.chunk(len(alike)), strict=True))
+    return torch.cat([features[index] for index in range(len(grids))])
 
 
 def equal_image_features(visual: Qwen2VisionTransformerPretrainedModel, values: Tensor, grid: Grid) -> Tensor:
@@ -71,7 +98,8 @@ def equal_image_features(visual: Qwen2VisionTransformerPretrainedModel, values: 
     head_width = visual.blocks[0].attn.head_dim
     cos, sin = rotary_angles(rows, columns, visual.spatial_merge_size, head_width, values.device)
     positions = cos.repeat(images, 1), sin.repeat(images, 1)
-    hidden = visual.patch_embed(values)
+    stem = visual.patch_embed
+    hidden = stem(values, (rows, columns)) if isinstance(stem, ConvolutionalStem) else stem(values)
     for block in visual.blocks:
         hidden = block(hidden, cu_seqlens=None, position_embeddings=positions, images=images)
     return visual.merger(hidden)

@@ -71,6 +71,18 @@ def ask(scene: Scene, generator: random.Random, kind: QuestionKind | None = None
     raise RuntimeError("every scene allows a question about its background")
 
 
+def ask_several(scene: Scene, generator: random.Random, number: int) -> list[Question]:
+    """Up to `number` different questions about a scene, at least one; the first is the one that `ask` would find."""
+    found: dict[str, Question] = {}
+    for _ in range(2 * number - 1):  # a scene of one thing allows few
+        question = ask(scene, generator)
+        assert question is not None
+        found.setdefault(question.text, question)
+        if len(found) == number:
+            break
+    return list(found.values())
+
+
 def _existence(scene: Scene, generator: random.Random) -> Question | None:
     """Is there a red circle? A no is hard: one attribute of a thing that is there is changed, where there is one."""
     there = {(thing.colour, thing.shape) for thing in scene.things}

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vargpt.data.instructions import caption_conversation, draw_conversation, edit_conversation
 from vargpt.data.scenes.edits import Edit, make_edit
-from vargpt.data.scenes.questions import Question, ask
+from vargpt.data.scenes.questions import Question, ask_several
 from vargpt.data.scenes.render import render_image
 from vargpt.data.scenes.sampler import Kind, sample_scene
 from vargpt.data.scenes.words import long_caption, short_caption
@@ -33,7 +33,7 @@ class SceneExample:
         conversation: complete; the image to understand and the image to draw are PIL images.
         scene: what is in the image asked about, or what is to be drawn; for an edit, its source.
         prompt: the caption, question or instruction alone.
-        question, edit: set for their tasks.
+        question, edit: set for their tasks; the first question of several.
     """
 
     task: SceneTask
@@ -62,6 +62,7 @@ def scene_example(
     kind: Kind | None = None,
     variety: float = 0.3,
     long_captions: float = 0.0,
+    questions: int = 1,
 ) -> SceneExample:
     """Make one example.
 
@@ -69,6 +70,7 @@ def scene_example(
         kind: of the scene (of the source, for an edit); by chance where None.
         variety: chance of another wording than the canonical one, of the caption and of the request each.
         long_captions: chance of a caption of full sentences in `draw` and `caption`.
+        questions: how many a conversation of `question` asks, each at most once; fewer where chance finds fewer.
 
     Raises:
         ValueError: for an unknown task, split or kind.
@@ -82,10 +84,9 @@ def scene_example(
     scene = sample_scene(generator, split, kind, aspect)
     image = render_image(scene, height, width)
     if task == "question":
-        question = ask(scene, generator)
-        assert question is not None
-        conversation = question_conversation(image, question)
-        return SceneExample("question", conversation, scene, question.text, question=question)
+        asked = ask_several(scene, generator, questions)
+        conversation = question_conversation(image, *asked)
+        return SceneExample("question", conversation, scene, asked[0].text, question=asked[0])
     worded = generator if generator.random() < variety else None
     caption = (long_caption if generator.random() < long_captions else short_caption)(scene, worded)
     if task == "draw":
@@ -95,9 +96,12 @@ def scene_example(
     return SceneExample(task, conversation, scene, caption)
 
 
-def question_conversation(image: Image.Image, question: Question) -> Conversation:
-    """A question about an image, answered."""
-    return Conversation(messages=(user(ImagePart(image=image), question.text), assistant(question.answer)))
+def question_conversation(image: Image.Image, question: Question, *more: Question) -> Conversation:
+    """Questions about an image, one after the other, answered."""
+    messages = [user(ImagePart(image=image), question.text), assistant(question.answer)]
+    for other in more:
+        messages += [user(other.text), assistant(other.answer)]
+    return Conversation(messages=tuple(messages))
 
 
 def _edit_example(

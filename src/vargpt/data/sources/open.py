@@ -38,7 +38,7 @@ class SourceSettings(Protocol):
         path: a file, a folder, or a glob pattern; relative to the data folder.
         images: folder that image names are relative to; that of the first file by default.
         count: how many scenes there are; for `scenes` only.
-        kinds: of scenes; for `scenes` only.
+        kinds, questions: of scenes; for `scenes` only.
     """
 
     @property
@@ -53,6 +53,8 @@ class SourceSettings(Protocol):
     def count(self) -> int | None: ...
     @property
     def kinds(self) -> Sequence[str] | None: ...
+    @property
+    def questions(self) -> int | None: ...
 
 
 def open_source(
@@ -138,8 +140,9 @@ def find_files(name: str, root: Path, settings: SourceSettings) -> list[Path]:
 def _check_settings(name: str, settings: SourceSettings) -> None:
     if settings.count is not None and settings.format != "scenes":
         raise ValueError(f"source {name!r}: count is for scenes only, got it with {settings.format}")
-    if settings.kinds is not None and settings.format != "scenes":
-        raise ValueError(f"source {name!r}: kinds is for scenes only, got it with {settings.format}")
+    for setting in ("kinds", "questions"):
+        if getattr(settings, setting) is not None and settings.format != "scenes":
+            raise ValueError(f"source {name!r}: {setting} is for scenes only, got it with {settings.format}")
     if settings.images is not None and settings.format in ("folder", "scenes", "tar"):
         raise ValueError(f"source {name!r}: images is not for {settings.format}, which has its own")
 
@@ -166,7 +169,8 @@ def _open(
     if settings.format == "scenes":
         from vargpt.data.sources.scenes import COUNT, SIDE, ScenesSource
 
-        return ScenesSource(name, settings.count or COUNT, side or SIDE, seed, settings.kinds), [], 0
+        count, questions = settings.count or COUNT, settings.questions or 1
+        return ScenesSource(name, count, side or SIDE, seed, settings.kinds, questions), [], 0
     paths = find_files(name, root, settings)
     if settings.format == "tar":
         shards = TarSource(name, paths, style)

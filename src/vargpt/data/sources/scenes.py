@@ -23,18 +23,25 @@ class ScenesSource:
 
     Args:
         kinds: of scenes (of the sources of edits), as often as each is among all; every kind where None.
+        questions: asked about one scene, at most (validation asks one).
     """
 
     tasks: frozenset[Task] = frozenset(TASKS)
 
     def __init__(
-        self, name: str, count: int = COUNT, side: int = SIDE, seed: int = 0, kinds: Sequence[str] | None = None
+        self,
+        name: str,
+        count: int = COUNT,
+        side: int = SIDE,
+        seed: int = 0,
+        kinds: Sequence[str] | None = None,
+        questions: int = 1,
     ) -> None:
         if count < 1:
             raise ValueError(f"source {name!r}: count must be at least 1, got {count}")
         self.name = name
         self._kinds: list[Kind] | None = None if kinds is None else _known_kinds(name, kinds)
-        self._count, self._side, self._seed = count, side, seed
+        self._count, self._side, self._seed, self._questions = count, side, seed, questions
 
     def count(self, task: Task) -> int:
         """As many as were asked for, for each task."""
@@ -57,7 +64,9 @@ class ScenesSource:
         if not 0 <= index < self.count(task) or task == "chat":
             raise ValueError(f"source {self.name!r} has {self.count(task)} samples for {task!r}, got index {index}")
         side, kind = self._side, self._kind(task, index)
-        example = scene_example(self._seed, index, task, height=side, width=side, kind=kind, variety=variety)
+        example = scene_example(
+            self._seed, index, task, height=side, width=side, kind=kind, variety=variety, questions=self._questions
+        )
         return Sample(f"{task} {index}", example.conversation)
 
     def _kind(self, task: Task, index: int) -> Kind | None:

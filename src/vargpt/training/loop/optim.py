@@ -15,8 +15,8 @@ from vargpt.training import distributed
 from vargpt.training.loop.muon import GroupedMuon
 from vargpt.training.loop.settings import LoopSettings
 
-_MUON_PARTS = (".layers.", ".blocks.", "projector.", ".merger.")
-"""Names of the matrices that Muon may take: those inside blocks, projectors and the vision merger."""
+_MUON_PARTS = (".layers.", ".blocks.", "projector.", ".merger.", ".patch_embed.")
+"""Names of the matrices that Muon may take: those in blocks, projectors, the vision merger and a convolutional stem."""
 
 _ADAMW_RATE_BESIDE_MUON = 0.4
 

@@ -24,6 +24,7 @@ from vargpt.image_tokenizer import ImageTokenizer
 from vargpt.inputs import ModelInputs
 from vargpt.losses import IGNORED
 from vargpt.model.modeling import VargptForConditionalGeneration
+from vargpt.model.stem import StemConvolution
 from vargpt.scales import ScaleSchedule
 
 _LAST = re.compile(r"backbone\.(language_model\.layers\.\d+\.mlp\.down_proj|visual\.blocks\.\d+\.mlp\.fc2)")
@@ -98,6 +99,8 @@ class WorkCounter:
             if isinstance(module, nn.Linear | nn.Conv3d) and not name.startswith("image_tokenizer."):
                 adapter = (adapters or {}).get(name, Adapter(0, 0))
                 weights = module.weight.numel()
+                if isinstance(module, StemConvolution):
+                    weights *= module.positions_per_patch
                 trained = weights if module.weight.requires_grad else 0
                 part = self._parts.setdefault(_part_of(name), _Part())
                 part.weights += weights + adapter.weights
@@ -136,6 +139,8 @@ class WorkCounter:
         patches = sum(row.read_patches)
         merged = patches / vision.spatial_merge_size**2
         work = self._linear("vision embed", patches, False)
+        if "vision stem" in self._parts:
+            work += self._linear("vision stem", patches, passes["vision"])
         work += self._linear("vision", patches, passes["vision"], recompute)
         squares = sum(count**2 for count in row.read_patches)
         work += _attention(4 * squares * vision.embed_dim * vision.depth, passes["vision"], recompute)
@@ -214,6 +219,7 @@ _TRAINABLE_PARTS = (
 """Where it matters to the backward whether something is trained."""
 
 _PREFIXES = {
+    "backbone.visual.patch_embed.deeper": "vision stem",
     "backbone.visual.patch_embed": "vision embed",
     "backbone.visual.blocks": "vision",
     "backbone.visual.merger": "merger",

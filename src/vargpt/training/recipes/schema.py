@@ -50,8 +50,9 @@ class ImageTokenizerSection(_Section):
 
 
 class VisionSection(_Section):
-    """Sizes of the vision tower."""
+    """Sizes of the vision tower; `stem: convolution` reads pictures by convolutions (`vargpt.model.stem`)."""
 
+    stem: Literal["patch", "convolution"] = "patch"
     depth: int = 4
     embed_dim: int = 192
     num_heads: int = 4
@@ -132,7 +133,8 @@ class SourceSection(_Section):
     `conversations`: our JSON lines. `official`, `official-preferences`: the published JSON. `llava`: LLaVA-style JSON.
     `tar`, `parquet`: shards of captioned images or conversations (a glob pattern in `path`). `style` is the family of
     wordings that captions and edit pairs are made conversations with (`vargpt.data.instructions`). `kinds` of scenes
-    (`vargpt.data.scenes.sampler.KIND_WEIGHTS`): all where it is left out.
+    (`vargpt.data.scenes.sampler.KIND_WEIGHTS`): all where it is left out. `questions` about one scene, in one
+    conversation, where it is asked about.
     """
 
     format: Literal["folder", "scenes", "conversations", "official", "official-preferences", "llava", "tar", "parquet"]
@@ -142,6 +144,7 @@ class SourceSection(_Section):
     style: Literal["short", "rich"] = "short"
     count: int | None = Field(None, gt=0)
     kinds: list[str] | None = None
+    questions: int | None = Field(None, ge=1, le=12)
 
 
 class DataEntry(_Section):

@@ -204,7 +204,10 @@ def _backbone_config(folder: Path, config: VargptConfig, recipe: Recipe, process
     found = Qwen2VLConfig.from_pretrained(folder)
     text, vision, ours = found.text_config, found.vision_config, config.backbone
     pairs = [(f"model.backbone.{name}", getattr(ours.text_config, name), getattr(text, name)) for name in _TEXT_SIZES]
-    pairs += [(f"model.vision.{name}", getattr(ours.vision_config, name), getattr(vision, name)) for name in _EYE_SIZES]
+    pairs += [
+        (f"model.vision.{name}", getattr(ours.vision_config, name), getattr(vision, name, "patch"))
+        for name in _EYE_SIZES
+    ]
     sections = [c.rope_parameters["mrope_section"] for c in (ours.text_config, text)]
     pairs.append(("model.backbone.mrope_section", *sections))
     rows = max(text.vocab_size, config.image_gen_pad_token_id + 1)
@@ -228,7 +231,7 @@ _TEXT_SIZES = (
     "num_attention_heads",
     "num_key_value_heads",
 )
-_EYE_SIZES = ("depth", "embed_dim", "num_heads", "mlp_ratio", "patch_size")
+_EYE_SIZES = ("stem", "depth", "embed_dim", "num_heads", "mlp_ratio", "patch_size")
 
 
 def _backbone(folder: Path, config: VargptConfig) -> Given:
