@@ -79,3 +79,16 @@ def test_preference_pairs_are_functions_of_seed_and_index() -> None:
 def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown task 'paint', expected one of draw, caption, question, edit"):
         scene_example(0, 0, "paint")  # type: ignore[arg-type]
+
+
+def test_several_questions_about_one_scene_differ_and_begin_with_the_one_alone():
+    lengths = []
+    for index in range(60):
+        alone = scene_example(0, index, "question", height=32, width=32)
+        several = scene_example(0, index, "question", height=32, width=32, questions=6)
+        assert several.conversation.messages[:2] == alone.conversation.messages
+        assert several.question == alone.question and several.prompt == alone.prompt
+        asked = [turn.content[-1].text for turn in several.conversation.messages[::2]]
+        assert len(set(asked)) == len(asked) <= 6
+        lengths.append(len(asked))
+    assert sum(lengths) / len(lengths) > 5

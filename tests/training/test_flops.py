@@ -92,7 +92,17 @@ def test_forward_and_backward_are_what_pytorch_counts(
 def test_a_convolutional_stem_is_counted(preset: TrainablePreset):
     model = small_model(small_config(stem="convolution"))
     set_trainable(model, preset)
-    expected, got = counted(model, True, True), WorkCounter(model).row(shape(model, True, True))
+    stem = model.backbone.visual.patch_embed
+    images = torch.rand(1, 3, 8 * 4, 12 * 4, requires_grad=True)
+    with FlopCounterMode(display=False) as real:
+        hidden = stem.first(images)
+        for norm, convolution in zip(stem.norms, stem.deeper, strict=True):
+            hidden = convolution(norm(hidden))
+    assert tuple(hidden.shape[2:]) == (8, 12)
+    parts = WorkCounter(model)
+    alone = sum((parts._linear(name, 96, False) for name in ("vision embed", "vision stem")), Flops())
+    assert alone.forward == real.get_total_flops()
+    expected, got = counted(model, True, True), parts.row(shape(model, True, True))
     assert got.forward == pytest.approx(expected.forward, rel=0.01)
     assert got.backward == pytest.approx(expected.backward, rel=0.02)
 
