@@ -42,7 +42,14 @@ def table(path: Path, columns: dict[str, list[Any]], rows: int = 2) -> Path:
 
 def opened(folder: Path, on_error: str = "stop") -> CheckedSource:
     settings = SimpleNamespace(
-        format="parquet", path=".", images=None, on_error=on_error, count=None, kinds=None, questions=None
+        format="parquet",
+        path=".",
+        images=None,
+        on_error=on_error,
+        count=None,
+        kinds=None,
+        questions=None,
+        long_captions=None,
     )
     return open_source("web", settings, folder)
 

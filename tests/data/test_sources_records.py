@@ -76,6 +76,7 @@ def source_settings(kind: str, path: str, **changes: Any) -> Any:
             "count": None,
             "kinds": None,
             "questions": None,
+            "long_captions": None,
             **changes,
         }
     )

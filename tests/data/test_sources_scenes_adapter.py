@@ -15,7 +15,14 @@ from vargpt.data.sources.scenes import ScenesSource
 
 def test_scenes_open_without_files_and_repeat_themselves():
     settings = SimpleNamespace(
-        format="scenes", path=".", images=None, on_error="stop", count=50, kinds=None, questions=None
+        format="scenes",
+        path=".",
+        images=None,
+        on_error="stop",
+        count=50,
+        kinds=None,
+        questions=None,
+        long_captions=None,
     )
     source = open_source("world", settings, side=32)
     assert source.tasks == {"draw", "caption", "question", "edit"}
@@ -32,7 +39,14 @@ def test_scenes_open_without_files_and_repeat_themselves():
 
 def test_scenes_of_some_kinds_only():
     settings = SimpleNamespace(
-        format="scenes", path=".", images=None, on_error="stop", count=200, kinds=["count", "single"], questions=None
+        format="scenes",
+        path=".",
+        images=None,
+        on_error="stop",
+        count=200,
+        kinds=["count", "single"],
+        questions=None,
+        long_captions=None,
     )
     source = open_source("easy", settings, side=32)
     drawn = [source.sample("draw", index, random.Random(0), 0.0).conversation for index in range(100)]
@@ -59,3 +73,26 @@ def test_what_validation_shows_is_in_no_sample():
         assert conversation == scene.conversation and split_of(scene.scene) == "validation"
     trained = [scene_example(0, index, "draw", height=32, width=32, split="train").scene for index in range(40)]
     assert {split_of(scene) for scene in trained} == {"train"}
+
+
+def test_questions_and_long_captions_are_settings_of_the_source():
+    settings = SimpleNamespace(
+        format="scenes", path=".", images=None, on_error="stop", count=50, kinds=["two"], questions=4, long_captions=1.0
+    )
+    source = open_source("told", settings, side=32)
+    asked = source.sample("question", 3, random.Random(0), 0.0).conversation
+    expected = scene_example(0, 3, "question", height=32, width=32, kind="two", variety=0.0, questions=4)
+    assert asked == expected.conversation and len(asked.messages) == 8
+    for made, split in (
+        (source.sample("caption", 3, random.Random(0), 0.0).conversation, "train"),
+        (ScenesSource("told", 50, 32, kinds=["two"], long_captions=1.0).validation("caption", 3), "validation"),
+    ):
+        long = scene_example(
+            0, 3, "caption", height=32, width=32, split=split, kind="two", variety=0.0, long_captions=1.0
+        )
+        assert made == long.conversation and long.prompt.endswith(".")
+    for wrong in ("questions", "long_captions"):
+        alone = {**vars(settings), "format": "tar", "count": None, "kinds": None}
+        other = "long_captions" if wrong == "questions" else "questions"
+        with pytest.raises(ValueError, match=f"{wrong} is for scenes only, got it with tar"):
+            open_source("told", SimpleNamespace(**{**alone, other: None}))

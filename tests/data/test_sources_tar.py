@@ -49,7 +49,14 @@ def captioned(*keys: str) -> list[tuple[str, bytes]]:
 
 def opened(folder: Path, on_error: str = "stop") -> CheckedSource:
     settings = SimpleNamespace(
-        format="tar", path="*.tar", images=None, on_error=on_error, count=None, kinds=None, questions=None
+        format="tar",
+        path="*.tar",
+        images=None,
+        on_error=on_error,
+        count=None,
+        kinds=None,
+        questions=None,
+        long_captions=None,
     )
     return open_source("web", settings, folder)
 

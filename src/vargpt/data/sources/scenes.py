@@ -24,6 +24,7 @@ class ScenesSource:
     Args:
         kinds: of scenes (of the sources of edits), as often as each is among all; every kind where None.
         questions: asked about one scene, at most (validation asks one).
+        long_captions: share of captions in sentences, in training and validation.
     """
 
     tasks: frozenset[Task] = frozenset(TASKS)
@@ -36,12 +37,14 @@ class ScenesSource:
         seed: int = 0,
         kinds: Sequence[str] | None = None,
         questions: int = 1,
+        long_captions: float = 0.0,
     ) -> None:
         if count < 1:
             raise ValueError(f"source {name!r}: count must be at least 1, got {count}")
         self.name = name
         self._kinds: list[Kind] | None = None if kinds is None else _known_kinds(name, kinds)
-        self._count, self._side, self._seed, self._questions = count, side, seed, questions
+        self._count, self._side, self._seed = count, side, seed
+        self._questions, self._long_captions = questions, long_captions
 
     def count(self, task: Task) -> int:
         """As many as were asked for, for each task."""
@@ -55,8 +58,9 @@ class ScenesSource:
         """A scene of the part set aside, in its canonical words; see `vargpt.data.scenes`."""
         side, kind = self._side, self._kind(task, index)
         example = scene_example(
-            self._seed, index, task, height=side, width=side, split="validation", kind=kind, variety=0.0
-        )
+            self._seed, index, task, height=side, width=side, split="validation", kind=kind, variety=0.0,
+            long_captions=self._long_captions,
+        )  # fmt: skip
         return example.conversation
 
     def sample(self, task: Task, index: int, chance: random.Random, variety: float) -> Sample:
@@ -65,8 +69,9 @@ class ScenesSource:
             raise ValueError(f"source {self.name!r} has {self.count(task)} samples for {task!r}, got index {index}")
         side, kind = self._side, self._kind(task, index)
         example = scene_example(
-            self._seed, index, task, height=side, width=side, kind=kind, variety=variety, questions=self._questions
-        )
+            self._seed, index, task, height=side, width=side, kind=kind, variety=variety,
+            questions=self._questions, long_captions=self._long_captions,
+        )  # fmt: skip
         return Sample(f"{task} {index}", example.conversation)
 
     def _kind(self, task: Task, index: int) -> Kind | None:

@@ -134,7 +134,7 @@ class SourceSection(_Section):
     `tar`, `parquet`: shards of captioned images or conversations (a glob pattern in `path`). `style` is the family of
     wordings that captions and edit pairs are made conversations with (`vargpt.data.instructions`). `kinds` of scenes
     (`vargpt.data.scenes.sampler.KIND_WEIGHTS`): all where it is left out. `questions` about one scene, in one
-    conversation, where it is asked about.
+    conversation, where it is asked about. `long_captions`: share of captions that tell all there is in sentences.
     """
 
     format: Literal["folder", "scenes", "conversations", "official", "official-preferences", "llava", "tar", "parquet"]
@@ -145,6 +145,7 @@ class SourceSection(_Section):
     count: int | None = Field(None, gt=0)
     kinds: list[str] | None = None
     questions: int | None = Field(None, ge=1, le=12)
+    long_captions: float | None = Field(None, ge=0, le=1)
 
 
 class DataEntry(_Section):
