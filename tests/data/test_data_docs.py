@@ -19,7 +19,10 @@ EXAMPLES = {"conversations": "**conversations.**", "official": "**official.**", 
 
 
 def source_settings(kind: str, path: str) -> Any:
-    return SimpleNamespace(format=kind, path=path, images=None, on_error="skip", count=None, kinds=None)
+    return SimpleNamespace(
+        format=kind, path=path, images=None, on_error="skip",
+        count=None, kinds=None, questions=None, long_captions=None,
+    )  # fmt: skip
 
 
 def example(repo_root: Path, heading: str) -> str:
