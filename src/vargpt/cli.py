@@ -197,6 +197,8 @@ def train(
     """Train from scratch, or go on where the same command was stopped. Stopped and saved: exit status 3."""
     from vargpt.commands import training
 
+    if dry_run and replicate:
+        raise ValueError("--replicate is for training; a plan (--dry-run) is of sharded models")
     if dry_run:
         raise typer.Exit(training.dry_run(recipe, overrides or [], stages, gpus, gpu_memory, utilisation, as_json))
     if as_json or any(value is not None for value in (gpus, gpu_memory, utilisation)):

@@ -49,6 +49,8 @@ def test_stages_by_name(recipe_file: Path, data: Path, tmp_path: Path, monkeypat
         (("--time-limit", "soon"), "expected a duration such as 90s, 45m, 8h or 1:30:00, got 'soon'"),
         (("--set", "stages.0.loop.stepz=3"), "did you mean 'steps'?"),
         (("--set", "stages.0.loop.learning_rate=1.0e+30"), "Lower learning_rate"),
+        (("--replicate",), "--replicate is for several processes, and this is one: torchrun"),
+        (("--replicate", "--dry-run"), "--replicate is for training; a plan (--dry-run)"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -26,6 +27,11 @@ def train(
         raise ValueError(f"{recipe}: no such recipe; there are some in recipes/, such as recipes/emoji-small.yaml")
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output}: is a file, expected a folder for checkpoints")
+    if replicate and "RANK" not in os.environ:
+        raise ValueError(
+            "--replicate is for several processes, and this is one: torchrun --nproc_per_node 2 -m vargpt train …, or "
+            "leave it out"
+        )
     seconds = None if time_limit is None else parse_duration(time_limit)
     names = _stage_names(stages)
     from vargpt.training import distributed
