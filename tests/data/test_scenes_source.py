@@ -88,7 +88,8 @@ def test_several_questions_about_one_scene_differ_and_begin_with_the_one_alone()
         several = scene_example(0, index, "question", height=32, width=32, questions=6)
         assert several.conversation.messages[:2] == alone.conversation.messages
         assert several.question == alone.question and several.prompt == alone.prompt
-        asked = [turn.content[-1].text for turn in several.conversation.messages[::2]]
+        asked = [turn.content[-1] for turn in several.conversation.messages[::2]]
+        assert all(isinstance(part, TextPart) for part in asked)
         assert len(set(asked)) == len(asked) <= 6
         lengths.append(len(asked))
     assert sum(lengths) / len(lengths) > 5

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from vargpt.data.scenes.source import scene_example
-from vargpt.data.scenes.world import split_of
+from vargpt.data.scenes.world import Split, split_of
 from vargpt.data.sources.open import open_source
 from vargpt.data.sources.scenes import ScenesSource
+from vargpt.processing.conversation import Conversation
 
 
 def test_scenes_open_without_files_and_repeat_themselves():
@@ -83,10 +84,11 @@ def test_questions_and_long_captions_are_settings_of_the_source():
     asked = source.sample("question", 3, random.Random(0), 0.0).conversation
     expected = scene_example(0, 3, "question", height=32, width=32, kind="two", variety=0.0, questions=4)
     assert asked == expected.conversation and len(asked.messages) == 8
-    for made, split in (
-        (source.sample("caption", 3, random.Random(0), 0.0).conversation, "train"),
-        (ScenesSource("told", 50, 32, kinds=["two"], long_captions=1.0).validation("caption", 3), "validation"),
-    ):
+    made_by_split: dict[Split, Conversation] = {
+        "train": source.sample("caption", 3, random.Random(0), 0.0).conversation,
+        "validation": ScenesSource("told", 50, 32, kinds=["two"], long_captions=1.0).validation("caption", 3),
+    }
+    for split, made in made_by_split.items():
         long = scene_example(
             0, 3, "caption", height=32, width=32, split=split, kind="two", variety=0.0, long_captions=1.0
         )
