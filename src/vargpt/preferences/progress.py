@@ -23,7 +23,7 @@ class Progress:
         self.done = self.pairs = 0
         self.live = sys.stderr.isatty()
         self.started = self.shown = time.monotonic()
-        if first:
+        if 0 < first < total:  # ranks count in strides: a finished one stands beyond the end
             print(f"pairs: going on at prompt {first} of {total}", file=sys.stderr, flush=True)
 
     def count(self, paired: bool) -> None:
