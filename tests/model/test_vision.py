@@ -87,6 +87,13 @@ def test_the_stem_tells_places_and_looks_across_patches() -> None:
     assert not torch.allclose(plain[0], touched[0])
 
 
+def test_widths_that_halve_unevenly_still_make_groups() -> None:
+    stem = small_tower(patch_size=16, embed_dim=176).patch_embed
+    assert [norm.num_channels for norm in stem.norms] == [20, 44, 88]
+    with torch.no_grad():
+        assert stem(torch.zeros(2 * 4, 3 * 2 * 16 * 16), (2, 4)).shape == (8, 176)
+
+
 def test_a_stem_that_does_not_fit_is_refused() -> None:
     for changes in ({"patch_size": 6}, {"patch_size": 2}, {"embed_dim": 24, "num_heads": 2}):
         with pytest.raises(ValueError, match="a convolutional stem needs patches of 4, 8, 16"):

@@ -57,7 +57,7 @@ class ConvolutionalStem(nn.Module):
         self._patch, self._merge = side, config.spatial_merge_size
         self._channels, self._frames = config.in_channels, config.temporal_patch_size
         halvings = side.bit_length() - 1
-        widths = [max(16, width >> (halvings - 1 - level)) for level in range(halvings)]
+        widths = [max(16, (width >> (halvings - 1 - level)) // 4 * 4) for level in range(halvings)]  # four groups each
         self.first = StemConvolution(self._channels, widths[0], 4 ** (halvings - 1))
         self.norms = nn.ModuleList(nn.GroupNorm(4, channels) for channels in widths[:-1])
         self.deeper = nn.ModuleList(
