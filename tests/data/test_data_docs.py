@@ -6,23 +6,20 @@ import json
 import random
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from vargpt.data.sources.open import open_source
+from vargpt.training.recipes.schema import SourceSection
 
 EXAMPLES = {"conversations": "**conversations.**", "official": "**official.**", "llava": "**llava.**",
             "official-preferences": "**official-preferences.**"}  # fmt: skip
 
 
 def source_settings(kind: str, path: str) -> Any:
-    return SimpleNamespace(
-        format=kind, path=path, images=None, on_error="skip",
-        count=None, kinds=None, questions=None, long_captions=None,
-    )  # fmt: skip
+    return SourceSection.model_validate({"format": kind, "path": path, "on_error": "skip"})
 
 
 def example(repo_root: Path, heading: str) -> str:

@@ -6,7 +6,6 @@ import builtins
 import io
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from vargpt.data.sources.parquet import ParquetSource
 from vargpt.data.sources.policy import CheckedSource
 from vargpt.data.sources.protocol import BrokenSample
 from vargpt.processing.conversation import Conversation, DrawPart, ImagePart, assistant, user
+from vargpt.training.recipes.schema import SourceSection
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -41,16 +41,7 @@ def table(path: Path, columns: dict[str, list[Any]], rows: int = 2) -> Path:
 
 
 def opened(folder: Path, on_error: str = "stop") -> CheckedSource:
-    settings = SimpleNamespace(
-        format="parquet",
-        path=".",
-        images=None,
-        on_error=on_error,
-        count=None,
-        kinds=None,
-        questions=None,
-        long_captions=None,
-    )
+    settings = SourceSection.model_validate({"format": "parquet", "path": ".", "on_error": on_error})
     return open_source("web", settings, folder)
 
 

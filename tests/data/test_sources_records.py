@@ -6,7 +6,6 @@ import json
 import os
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from vargpt.data.sources.policy import CheckedSource
 from vargpt.data.sources.protocol import BrokenSample
 from vargpt.data.sources.records import BrokenRecord, RecordFile
 from vargpt.processing.conversation import Conversation, DrawPart, ImagePart, assistant, user
+from vargpt.training.recipes.schema import SourceSection
 
 OURS = {
     "id": "one",
@@ -67,19 +67,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def source_settings(kind: str, path: str, **changes: Any) -> Any:
-    return SimpleNamespace(
-        **{
-            "format": kind,
-            "path": path,
-            "images": None,
-            "on_error": "stop",
-            "count": None,
-            "kinds": None,
-            "questions": None,
-            "long_captions": None,
-            **changes,
-        }
-    )
+    return SourceSection.model_construct(**{"format": kind, "path": path, **changes})  # unchecked: wrong ones too
 
 
 def opened(folder: Path, kind: str, content: str | bytes, name: str = "data.json", **changes: Any) -> CheckedSource:

@@ -7,7 +7,6 @@ import json
 import random
 import tarfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from vargpt.data.sources.policy import CheckedSource
 from vargpt.data.sources.protocol import BrokenSample
 from vargpt.data.sources.tar import TarSource
 from vargpt.processing.conversation import Conversation, DrawPart, ImagePart, assistant, user
+from vargpt.training.recipes.schema import SourceSection
 
 
 def picture(colour: str = "red", kind: str = "PNG") -> bytes:
@@ -48,16 +48,7 @@ def captioned(*keys: str) -> list[tuple[str, bytes]]:
 
 
 def opened(folder: Path, on_error: str = "stop") -> CheckedSource:
-    settings = SimpleNamespace(
-        format="tar",
-        path="*.tar",
-        images=None,
-        on_error=on_error,
-        count=None,
-        kinds=None,
-        questions=None,
-        long_captions=None,
-    )
+    settings = SourceSection.model_validate({"format": "tar", "path": "*.tar", "on_error": on_error})
     return open_source("web", settings, folder)
 
 
