@@ -311,6 +311,9 @@ def test_sizes_that_differ_from_the_backbones_are_named(tmp_path: Path):
     text = refusal(recipe_with(init=init, model=other))
     assert "set model.backbone.intermediate_size: 48 (the recipe says 64)" in text and ";" not in text.split("set ")[1]
     assert "text_tokenizer.vocab_size: 310 (the recipe says 1024)" in refusal(recipe_with(1024, init=init))
+    convolving = recipe_with(init=init)
+    convolving.model.vision.stem = "convolution"
+    assert "set model.vision.stem: patch (the recipe says convolution)" in refusal(convolving)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert "is a 'llama' model, expected 'qwen2_vl'" in refusal(recipe_with(init=init))
 
