@@ -43,6 +43,10 @@ TopPOption = Annotated[float | None, typer.Option("--top-p", help="Never draw a 
 PresetOption = Annotated[
     str | None, typer.Option("--preset", help="Behaviour: official or vargpt. [default: as the weights were trained]")
 ]
+DraftOption = Annotated[
+    str | None, typer.Option("--draft", help="Words that the answer begins with before it draws, such as a layout.")
+]
+AtOnceOption = Annotated[bool, typer.Option("--at-once", help="Draw without a draft, for a model that makes some.")]
 NegativeOption = Annotated[str | None, typer.Option("--negative", help="What the picture should not be.")]
 PreviewsOption = Annotated[
     Path | None, typer.Option("--previews", help="Folder for a PNG after every scale.", file_okay=True)
@@ -62,6 +66,8 @@ def draw(
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
     negative: NegativeOption = None,
+    draft: DraftOption = None,
+    at_once: AtOnceOption = False,
     preset: PresetOption = None,
     model: ModelOption = None,
     dtype: DtypeOption = None,
@@ -80,6 +86,8 @@ def draw(
         temperature=temperature,
         top_p=top_p,
         negative=negative,
+        draft=draft,
+        at_once=at_once,
         previews=previews,
         preset=preset,
         model=model,
@@ -102,6 +110,8 @@ def edit(
     guidance: GuidanceOption = None,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
+    draft: DraftOption = None,
+    at_once: AtOnceOption = False,
     preset: PresetOption = None,
     model: ModelOption = None,
     dtype: DtypeOption = None,
@@ -119,6 +129,8 @@ def edit(
         guidance=guidance,
         temperature=temperature,
         top_p=top_p,
+        draft=draft,
+        at_once=at_once,
         previews=previews,
         preset=preset,
         model=model,

@@ -92,6 +92,21 @@ def test_a_seed_is_a_picture(vargpt) -> None:
     assert Path("b.png").read_bytes() == first
 
 
+def test_a_draft_is_followed_printed_and_kept(vargpt, capsys: pytest.CaptureFixture[str]) -> None:
+    draft = "on a sand background: a heart at 5 4"
+    assert vargpt("draw", "a green heart", "-o", "plain.png") == 0
+    assert vargpt("draw", "a green heart", "-o", "told.png", "--draft", draft) == 0
+    assert f"told.png: {draft}" in capsys.readouterr().err
+    assert read_metadata("told.png")["draft"] == draft and "draft" not in read_metadata("plain.png")
+    assert not np.array_equal(pixels(Path("plain.png")), pixels(Path("told.png")))
+    assert vargpt("draw", "a green heart", "-o", "at-once.png", "--at-once") == 0
+    assert np.array_equal(pixels(Path("plain.png")), pixels(Path("at-once.png")))
+    assert vargpt("draw", "a green heart", "--draft", draft, "--at-once") != 0
+    assert "exclude each other" in capsys.readouterr().err
+    assert vargpt("draw", "a green heart", "--draft", " ") != 0
+    assert "draft" in capsys.readouterr().err
+
+
 def test_edit_writes_a_picture_and_names_its_source(vargpt, fox: str) -> None:
     assert vargpt("edit", fox, "make it blue", "-o", "out.png", "--seed", "3") == 0
     metadata = read_metadata("out.png")

@@ -26,6 +26,8 @@ from training_helpers import (
 
 from vargpt import VargptForConditionalGeneration, VargptProcessor
 from vargpt.checkpoint import tensor_files
+from vargpt.inference.habits import FILE_NAME as HABITS_FILE
+from vargpt.inference.habits import read_habits
 from vargpt.inference.pipeline import VargptPipeline
 from vargpt.model.modeling import VargptForConditionalGeneration as Model
 from vargpt.training.loop.journal import read_journal
@@ -259,6 +261,19 @@ def test_export_type(uninterrupted: Path, recipe_file: Path, data: Path, tmp_pat
     train(recipe_file, data, output, overrides=["export_dtype=bfloat16"])
     stored = tensor_files.list_folder(output / "model")
     assert {entry.dtype for entry in stored.values()} == {torch.bfloat16}
+
+
+def test_the_finished_model_has_the_recipes_habits(uninterrupted: Path, recipe_file: Path, data: Path, tmp_path: Path):
+    assert not (uninterrupted / "model" / HABITS_FILE).exists()
+    output = tmp_path / "out"
+    shutil.copytree(uninterrupted, output)
+    overrides = ["habits.draft=true", "habits.temperature=0.2", "habits.memory=picture", "habits.domains=[scenes]"]
+    train(recipe_file, data, output, overrides=overrides)
+    habits = read_habits(output / "model")
+    assert (habits.draft, habits.memory, habits.domains) == (True, "picture", ("scenes",))
+    assert (habits.sampling.temperature, habits.sampling.guidance_scale) == (0.2, 3.0)
+    with pytest.raises(ValueError, match=r"habits\.temprature"):
+        train(recipe_file, data, output, overrides=["habits.temprature=0.2"])
 
 
 def parts_that_change(model: Model, train_steps: Any) -> tuple[set[str], set[str]]:

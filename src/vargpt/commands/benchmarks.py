@@ -103,7 +103,8 @@ def bench(options: BenchOptions) -> int:
     schedule = choose_schedule(pipeline.model.config, options.height, options.width)
     size = schedule.image_size
     given.benchmark.check(given.samples, *size)
-    painter = ModelPainter(pipeline, _sampling(pipeline, options.preset, given.sampling), schedule)
+    sampling = _sampling(pipeline, options.preset, given.sampling)
+    painter = ModelPainter(pipeline, sampling, schedule, drafts=pipeline.habits.draft)
     trained = trained_wording(pipeline, find_model(options.model))
     run, wording = _run(given, options, pipeline, trained)
     facts = _facts(given, options, painter, wording, _unconditional(painter, run.requests[0].conversation))

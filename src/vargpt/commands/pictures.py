@@ -34,6 +34,8 @@ class PictureOptions:
     top_p: float | None = None
     negative: str | None = None
     previews: Path | None = None
+    draft: str | None = None
+    at_once: bool = False
     preset: str | None = None
     model: str | None = None
     dtype: str | None = None
@@ -46,6 +48,10 @@ class PictureOptions:
             raise ValueError(f"-n takes a number of pictures from 1 on, got {self.count}")
         if self.previews is not None and self.previews.exists() and not self.previews.is_dir():
             raise ValueError(f"{self.previews}: is a file, expected a folder for the previews")
+        if self.draft is not None:
+            require_words(self.draft, "--draft")
+            if self.at_once:
+                raise ValueError("--draft and --at-once exclude each other: give the words, or draw without any")
         self.arguments()
         find_model(self.model)
 
@@ -64,6 +70,7 @@ class PictureOptions:
             "temperature": parse_numbers("--temperature", self.temperature),
             "top_p": self.top_p,
             "negative_prompt": self.negative,
+            "draft": False if self.at_once else self.draft,
             "seed": self.seed,
             "num_images_per_prompt": self.count,
         }
@@ -125,6 +132,9 @@ def write_pictures(
         path = numbered(options.output, index)
         settings = {**asdict(pictures.settings), "seeds": None, "images_per_prompt": 1}
         metadata = {**about, "seed": str(seed), "model": pipeline.name, "software": "vargpt", "settings": settings}
+        if pictures.drafts:
+            metadata["draft"] = pictures.drafts[index]
+            reporter.status.say(f"{path.name}: {pictures.drafts[index]}")
         save_png(path, image, metadata)
         print(path)
     reporter.status.say(f"{len(pictures.images)} drawn in {reporter.status.seconds:.1f} s")

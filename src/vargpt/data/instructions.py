@@ -144,6 +144,13 @@ def edit_conversation(
     return Conversation(messages=(asked, _drawn(generator.choice(_EDIT_ANSWERS), target)))
 
 
+def drafted(conversation: Conversation, draft: str) -> Conversation:
+    """A conversation whose last turn draws, with a draft in place of the words before its picture."""
+    *earlier, last = conversation.messages
+    pictures = [part for part in last.content if isinstance(part, DrawPart)]
+    return Conversation(messages=(*earlier, assistant(draft, *pictures)))
+
+
 def template_texts(style: Style = "short") -> list[str]:
     """All fixed wordings, to train a text tokenizer on together with the captions and instructions."""
     if style == "rich":

@@ -19,6 +19,7 @@ from vargpt.data.scenes.checker import Reading
 from vargpt.evaluation.reading import SceneReader
 from vargpt.inference.pipeline import VargptPipeline
 from vargpt.inference.requests import draw_request, edit_request
+from vargpt.inference.streams import opened
 from vargpt.model.events import Finished, ImageDone
 from vargpt.processing.conversation import Conversation, ImagePart, UnderstandSource, user
 from vargpt.processing.images import to_signed_pixels
@@ -105,6 +106,8 @@ class Subject:
     ) -> Tensor:
         """One picture per conversation and seed, uint8 [n, H, W, 3] on the CPU, guided against the empty request.
 
+        A model with the habit says first what it will draw.
+
         Raises:
             ValueError: if there is not one seed per conversation, or no conversation.
         """
@@ -112,6 +115,9 @@ class Subject:
             raise ValueError(f"expected one seed for each of 1 or more conversations, got {len(seeds)} seeds for "
                              f"{len(conversations)}")  # fmt: skip
         schedule = schedule or self.schedule
+        if self.pipeline.habits.draft:
+            drafts = self.pipeline.write_drafts(conversations, seeds, self.batch_size)
+            conversations = [opened(*pair) for pair in zip(conversations, drafts, strict=True)]
         pictures: list[Tensor | None] = [None] * len(conversations)
         for start in range(0, len(conversations), self.batch_size):
             batch = list(conversations[start : start + self.batch_size])

@@ -16,7 +16,8 @@ from vargpt.inference.habits import Memory
 from vargpt.inference.pipeline import Picture, StepCallback, VargptPipeline
 from vargpt.inference.requests import draw_request, edit_request
 from vargpt.inference.sizes import choose_schedule
-from vargpt.inference.streams import TextStream
+from vargpt.inference.streams import TextStream, opened
+from vargpt.inputs import ModelInputs
 from vargpt.model.events import Finished, ImageDone, ScaleDone, TextDelta
 from vargpt.processing.conversation import Conversation, DrawPart, ImagePart, Message, TextPart
 from vargpt.processing.images import open_image
@@ -108,6 +109,9 @@ class Dialogue:
         return self._picture_turn(request, callback_on_step_end)
 
     def _picture_turn(self, request: Conversation, callback: StepCallback | None) -> Drawn:
+        if self.pipeline.habits.draft:
+            inputs = self._inputs(request.messages)
+            request = opened(request, self.pipeline.continue_drafts(inputs, [self.seed])[0])
         settings = replace(self._settings, force_image=True, stop_after_image=True)
         drawn = [piece for piece in self._turn(request.messages, settings, callback) if isinstance(piece, Drawn)]
         return drawn[0]
@@ -116,11 +120,8 @@ class Dialogue:
         self, request: tuple[Message, ...], settings: Sampling, callback: StepCallback | None
     ) -> Iterator[str | Drawn]:
         """Run one turn; history, picture and seed change only when it is complete."""
-        forgetful = self.memory == "picture"
-        earlier = self._system if forgetful else self.messages
-        conversation = Conversation(messages=(*earlier, *request))
+        conversation, inputs = self._conversation(request), self._inputs(request)
         pipeline, schedule = self.pipeline, self.schedule
-        inputs = pipeline.inputs([conversation], schedule, () if forgetful else self._bits)
         settings = replace(settings, seeds=[self.seed])
         text, answer = TextStream(pipeline.processor.tokenizer), _Answer()
         drawn: list[Drawn] = []
@@ -150,6 +151,15 @@ class Dialogue:
                 answer.say(piece)
                 yield piece
         self._remember(request, answer, drawn)
+
+    def _conversation(self, request: tuple[Message, ...]) -> Conversation:
+        """What the model gets to read: as much of the history as it remembers, and the request."""
+        earlier = self._system if self.memory == "picture" else self.messages
+        return Conversation(messages=(*earlier, *request))
+
+    def _inputs(self, request: tuple[Message, ...]) -> ModelInputs:
+        bits = () if self.memory == "picture" else self._bits
+        return self.pipeline.inputs([self._conversation(request)], self.schedule, bits)
 
     def _remember(self, request: tuple[Message, ...], answer: _Answer, drawn: list[Drawn]) -> None:
         opening = request[-1].content if request[-1].role == "assistant" else ()

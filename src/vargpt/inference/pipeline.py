@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ from vargpt.inference.habits import Habits, read_habits
 from vargpt.inference.pictures import OUTPUT_TYPES, OutputType, composite, to_output
 from vargpt.inference.requests import draw_request, edit_request, prompt_free_request
 from vargpt.inference.sizes import choose_schedule, nearest_schedule
-from vargpt.inference.streams import TextStream, group_requests, parse_messages, with_drawings
+from vargpt.inference.streams import TextStream, group_requests, opened, parse_messages, with_drawings
 from vargpt.inputs import ModelInputs
 from vargpt.model.events import Event, Finished, ImageDone, ScaleDone, TextDelta
 from vargpt.model.modeling import VargptForConditionalGeneration
@@ -38,15 +38,24 @@ StepCallback = Callable[["VargptPipeline", int, int, dict[str, Any]], None]
 `canvas` [n, d, h, w] (for `pipeline.preview`), `grid` (rows, columns) of the scale, and `first_image`, the index of the
 first of the n pictures."""
 
+Draft = bool | str | None
+"""Whether a model says what its picture will show before it draws it: None its habit, or the words themselves."""
+
+_DRAFT_WORDS: dict[str, Any] = {"text_temperature": 1.0, "text_top_p": 0.9, "max_new_tokens": 192}
+
 
 @dataclass(frozen=True)
 class Pictures:
-    """What `draw` and `edit` return: one entry per picture, those of a prompt adjacent."""
+    """What `draw` and `edit` return: one entry per picture, those of a prompt adjacent.
+
+    `drafts` is empty where none was made.
+    """
 
     images: list[Any]
     prompts: list[str]
     seeds: list[int]
     settings: Sampling
+    drafts: list[str] = field(default_factory=list)
 
 
 class VargptPipeline:
@@ -133,6 +142,7 @@ class VargptPipeline:
         num_images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
+        draft: Draft = None,
         callback_on_step_end: StepCallback | None = None,
         output_type: OutputType = "pil",
         batch_size: int = 8,
@@ -145,6 +155,8 @@ class VargptPipeline:
             guidance_scale, temperature: a number, or one per scale.
             seed: of the first picture of each prompt (the next ones count up; default 0), or one per picture.
             generator: draws the seeds instead.
+            draft: words that the answer begins with, such as a layout; True lets the model write them, a new draft for
+                every seed; False draws at once.
             callback_on_step_end: called after every scale, see `StepCallback`.
             output_type: 'pil', 'np' (uint8 [H, W, 3]) or 'pt' (float [3, H, W] in [0, 1]).
             batch_size: how many pictures are drawn at once.
@@ -159,10 +171,19 @@ class VargptPipeline:
         settings = self._settings(guidance_scale, temperature, top_p, schedule)
         seeds = _seeds(seed, generator, num_images_per_prompt)
         conversations = [draw_request(self.model.config, self.habits.subject(text)) for text in prompts]
-        images = self._pictures(
-            conversations, schedule, settings, seeds, negative_prompt, callback_on_step_end, output_type, batch_size
+        pixels, drafts = self._pixels(
+            conversations,
+            schedule,
+            settings,
+            seeds,
+            negative_prompt,
+            draft,
+            callback_on_step_end,
+            output_type,
+            batch_size,
         )
-        return Pictures(images, [text for text in prompts for _ in seeds], seeds * len(prompts), settings)
+        images = self.to_output(pixels, output_type)
+        return Pictures(images, [text for text in prompts for _ in seeds], seeds * len(prompts), settings, drafts)
 
     def edit(
         self,
@@ -180,6 +201,7 @@ class VargptPipeline:
         num_images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
+        draft: Draft = None,
         callback_on_step_end: StepCallback | None = None,
         output_type: OutputType = "pil",
         batch_size: int = 8,
@@ -199,13 +221,21 @@ class VargptPipeline:
         settings = self._settings(guidance_scale, temperature, top_p, schedule)
         seeds = _seeds(seed, generator, num_images_per_prompt)
         conversation = edit_request(self.model.config, source, instruction.strip())
-        pixels = self._pixels(
-            [conversation], schedule, settings, seeds, negative_prompt, callback_on_step_end, output_type, batch_size
+        pixels, drafts = self._pixels(
+            [conversation],
+            schedule,
+            settings,
+            seeds,
+            negative_prompt,
+            draft,
+            callback_on_step_end,
+            output_type,
+            batch_size,
         )
         if mask is not None:
             pixels = [composite(result, source, open_image(mask)) for result in pixels]
         images = self.to_output(pixels, output_type)
-        return Pictures(images, [instruction] * len(seeds), seeds, settings)
+        return Pictures(images, [instruction] * len(seeds), seeds, settings, drafts)
 
     def preview(self, canvas_Idhw: Tensor) -> list[Image.Image]:
         """Decode unfinished pictures (the `canvas` of a step)."""
@@ -249,6 +279,27 @@ class VargptPipeline:
                 continue
             if piece:
                 yield piece
+
+    def write_drafts(self, requests: Sequence[Conversation], seeds: Sequence[int], batch_size: int = 8) -> list[str]:
+        """Let the model say, for every request and its seed, what its picture will show; it may say nothing."""
+        drafts: list[str] = []
+        for first in range(0, len(requests), batch_size):
+            chosen = slice(first, first + batch_size)
+            drafts += self.continue_drafts(self.inputs(list(requests[chosen])), seeds[chosen])
+        return drafts
+
+    def continue_drafts(self, inputs: ModelInputs, seeds: Sequence[int]) -> list[str]:
+        """Let the model go on with conversations that ask for a picture, up to where the picture would start."""
+        settings = replace(
+            self.sampling, max_images=0, images_per_prompt=1, seeds=list(seeds), guidance_scale=1.0,
+            force_image=False, stop_after_image=False, **_DRAFT_WORDS,
+        )  # fmt: skip
+        said = {
+            event.sequence: self.processor.tokenizer.decode(event.token_ids, skip_special_tokens=True).strip()
+            for event in self.model.generate(inputs, settings)
+            if isinstance(event, Finished)
+        }
+        return [said[index] for index in range(len(seeds))]
 
     # Shared with `Dialogue` -------------------------------------------------------------------------------------------
 
@@ -311,22 +362,6 @@ class VargptPipeline:
                 )
         return settings
 
-    def _pictures(
-        self,
-        conversations: list[Conversation],
-        schedule: ScaleSchedule,
-        settings: Sampling,
-        seeds: list[int],
-        negative_prompt: str | None,
-        callback: StepCallback | None,
-        output_type: OutputType,
-        batch_size: int,
-    ) -> list[Any]:
-        pixels = self._pixels(
-            conversations, schedule, settings, seeds, negative_prompt, callback, output_type, batch_size
-        )
-        return self.to_output(pixels, output_type)
-
     def _pixels(
         self,
         conversations: list[Conversation],
@@ -334,19 +369,32 @@ class VargptPipeline:
         settings: Sampling,
         seeds: list[int],
         negative_prompt: str | None,
+        draft: Draft,
         callback: StepCallback | None,
         output_type: OutputType,
         batch_size: int,
-    ) -> list[Tensor]:
-        """Draw every conversation with every seed; pixels [3, H, W] in [-1, 1], those of a conversation adjacent."""
+    ) -> tuple[list[Tensor], list[str]]:
+        """Draw every conversation with every seed; pixels [3, H, W] in [-1, 1], those of a conversation adjacent.
+
+        Returns:
+            the pixels, and the draft of each picture, none where none was made.
+        """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+        copies, drafts = len(seeds), self._drafts(conversations, seeds, draft, batch_size)
+        if drafts:  # a conversation of its own for every picture
+            each = [conversation for conversation in conversations for _ in seeds]
+            conversations = [opened(*pair) for pair in zip(each, drafts, strict=True)]
+            seeds_of = [[seed] for seed in seeds * (len(each) // copies)]
+        else:
+            seeds_of = [seeds] * len(conversations)
         done: dict[int, Tensor] = {}
-        for group in group_requests(len(conversations), seeds, batch_size):
+        for group in group_requests(len(conversations), range(len(seeds_of[0])), batch_size):
             chosen = [conversations[index] for index in group.prompts]
             copies = len(group.seeds)
-            here = replace(settings, images_per_prompt=copies, seeds=group.seeds * len(chosen))
-            first = group.prompts[0] * len(seeds) + group.first_copy
+            flat = [seeds_of[index][copy] for index in group.prompts for copy in group.seeds]
+            here = replace(settings, images_per_prompt=copies, seeds=flat)
+            first = group.prompts[0] * len(seeds_of[0]) + group.first_copy
             canvases: list[Tensor] = []
             for event in self.generate(self.inputs(chosen), here, schedule, chosen[0], negative_prompt):
                 if isinstance(event, ScaleDone) and callback is not None:
@@ -361,7 +409,18 @@ class VargptPipeline:
                         canvases = []
                 elif isinstance(event, ImageDone):
                     done[first + event.sequence] = event.image_3HW
-        return [done[index] for index in range(len(conversations) * len(seeds))]
+        return [done[index] for index in range(len(done))], drafts
+
+    def _drafts(self, conversations: list[Conversation], seeds: list[int], draft: Draft, batch_size: int) -> list[str]:
+        """The draft of every picture, none where the model is to draw at once."""
+        if isinstance(draft, str):
+            if len(conversations) > 1 or not draft.strip():
+                raise ValueError(f"a given draft is for one prompt and not empty, got {len(conversations)} prompts")
+            return [draft.strip()] * len(seeds)
+        if not (self.habits.draft if draft is None else draft):
+            return []
+        each = [conversation for conversation in conversations for _ in seeds]
+        return self.write_drafts(each, seeds * len(conversations), batch_size)
 
     def to_output(self, pixels: Sequence[Tensor], output_type: OutputType) -> list[Any]:
         """Turn pixels [3, H, W] in [-1, 1] into what callers get."""

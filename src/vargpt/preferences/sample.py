@@ -18,7 +18,7 @@ from torch import Tensor
 from vargpt.data.pair_records import image_tokenizer_hash, schedule_to_json
 from vargpt.inference.pipeline import VargptPipeline
 from vargpt.inference.requests import prompt_free_request
-from vargpt.inference.streams import group_requests
+from vargpt.inference.streams import group_requests, opened
 from vargpt.inputs import ModelInputs
 from vargpt.model.events import ImageDone
 from vargpt.processing.conversation import Conversation, DrawSource
@@ -82,20 +82,33 @@ class ModelPainter:
             evaluation mode).
         sampling: guidance, temperature and top-p; the rest is decided here.
         schedule: grids of the pictures; the model's own square by default.
+        drafts: let the model say first what it will draw, anew for every seed. Not for pairs: both of their pictures
+            follow the same words.
     """
 
     def __init__(
-        self, pipeline: VargptPipeline, sampling: Sampling | None = None, schedule: ScaleSchedule | None = None
+        self,
+        pipeline: VargptPipeline,
+        sampling: Sampling | None = None,
+        schedule: ScaleSchedule | None = None,
+        drafts: bool = False,
     ) -> None:
-        self.pipeline = pipeline
+        self.pipeline, self.drafts = pipeline, drafts
         self.sampling = sampling or pipeline.sampling
         self.schedule = schedule or pipeline.model.config.schedule()
 
     def draw(self, requests: Sequence[Conversation], seeds: Sequence[Sequence[int]]) -> list[list[Drawing]]:
         """Draw every request once with each of its seeds; all requests have equally many."""
-        copies = len(seeds[0])
+        asked, copies = len(requests), len(seeds[0])
         flat = [seed for row in seeds for seed in row]
-        settings = replace(self.sampling, images_per_prompt=copies, seeds=flat, force_image=True, stop_after_image=True)
+        if self.drafts:
+            requests = [request for request in requests for _ in range(copies)]
+            drafts = self.pipeline.write_drafts(requests, flat, len(flat))
+            requests = [opened(*pair) for pair in zip(requests, drafts, strict=True)]
+        per_request = len(flat) // len(requests)
+        settings = replace(
+            self.sampling, images_per_prompt=per_request, seeds=flat, force_image=True, stop_after_image=True
+        )
         inputs = self.pipeline.inputs(list(requests))
         done: dict[int, Drawing] = {}
         events = self.pipeline.model.generate(
@@ -105,7 +118,7 @@ class ModelPainter:
             if isinstance(event, ImageDone):
                 image = self.pipeline.to_output([event.image_3HW], "pil")[0]
                 done[event.sequence] = Drawing(image, event.bits_Ld.to("cpu", torch.uint8), flat[event.sequence])
-        return [[done[row * copies + copy] for copy in range(copies)] for row in range(len(requests))]
+        return [[done[row * copies + copy] for copy in range(copies)] for row in range(asked)]
 
     def encode(self, picture: DrawSource) -> Drawing:
         """Bring a given picture to the schedule's size and write it as bits.
@@ -136,6 +149,7 @@ class ModelPainter:
             "image_tokenizer": image_tokenizer_hash(self.pipeline.model.image_tokenizer),
             "dtype": str(self.pipeline.dtype).removeprefix("torch."),
             "schedule": schedule_to_json(self.schedule),
+            **({"drafts": True} if self.drafts else {}),
             "sampling": {name: settings[name] for name in ("guidance_scale", "temperature", "top_p")},
         }
 

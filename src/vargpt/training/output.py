@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from vargpt.configuration import VargptConfig
+from vargpt.inference.habits import FILE_NAME as HABITS_FILE
 from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.preferences.origin import origin
 from vargpt.processing.processor import VargptProcessor
@@ -89,6 +90,9 @@ def save_result(
         plain.save_pretrained(new, state_dict=exported)
         processor.save_pretrained(new)
         save_recipe(recipe, new / "recipe.yaml")
+        habits = recipe.habits.model_dump(exclude_none=True)
+        if habits:
+            (new / HABITS_FILE).write_text(json.dumps(habits) + "\n", encoding="utf-8")
         if destination.exists():
             os.replace(destination, old)
         os.replace(new, destination)

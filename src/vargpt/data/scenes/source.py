@@ -12,7 +12,8 @@ from typing import Literal, get_args
 
 from PIL import Image
 
-from vargpt.data.instructions import caption_conversation, draw_conversation, edit_conversation
+from vargpt.data.instructions import caption_conversation, drafted, draw_conversation, edit_conversation
+from vargpt.data.scenes.drafts import DRAFT_QUESTION, draft
 from vargpt.data.scenes.edits import Edit, make_edit
 from vargpt.data.scenes.questions import Question, ask_several
 from vargpt.data.scenes.render import render_image
@@ -63,6 +64,7 @@ def scene_example(
     variety: float = 0.3,
     long_captions: float = 0.0,
     questions: int = 1,
+    drafts: float = 0.0,
 ) -> SceneExample:
     """Make one example.
 
@@ -71,6 +73,8 @@ def scene_example(
         variety: chance of another wording than the canonical one, of the caption and of the request each.
         long_captions: chance of a caption of full sentences in `draw` and `caption`.
         questions: how many a conversation of `question` asks, each at most once; fewer where chance finds fewer.
+        drafts: chance that `draw` and `edit` say what they will show first, and that `caption` says it of its picture
+            (`vargpt.data.scenes.drafts`).
 
     Raises:
         ValueError: for an unknown task, split or kind.
@@ -80,7 +84,7 @@ def scene_example(
     generator = random.Random(f"scene example {seed} {index} {task} {split}")
     aspect = width / height
     if task == "edit":
-        return _edit_example(generator, height, width, split, kind, variety)
+        return _edit_example(generator, height, width, split, kind, variety, drafts)
     scene = sample_scene(generator, split, kind, aspect)
     image = render_image(scene, height, width)
     if task == "question":
@@ -91,6 +95,11 @@ def scene_example(
     caption = (long_caption if generator.random() < long_captions else short_caption)(scene, worded)
     if task == "draw":
         conversation = draw_conversation(caption, image, generator, variety)
+        if generator.random() < drafts:
+            conversation = drafted(conversation, draft(scene))
+    elif generator.random() < drafts:
+        caption = draft(scene)
+        conversation = Conversation(messages=(user(ImagePart(image=image), DRAFT_QUESTION), assistant(caption)))
     else:
         conversation = caption_conversation(image, caption, generator, variety)
     return SceneExample(task, conversation, scene, caption)
@@ -105,7 +114,13 @@ def question_conversation(image: Image.Image, question: Question, *more: Questio
 
 
 def _edit_example(
-    generator: random.Random, height: int, width: int, split: Split, kind: Kind | None, variety: float
+    generator: random.Random,
+    height: int,
+    width: int,
+    split: Split,
+    kind: Kind | None,
+    variety: float,
+    drafts: float,
 ) -> SceneExample:
     """An edit; in the unseen split the target shows a held-out combination and the source is any training scene."""
     source_split: Split = "train" if split == "unseen" else split
@@ -115,4 +130,6 @@ def _edit_example(
             break
     source, target = (render_image(scene, height, width) for scene in (edit.source, edit.target))
     conversation = edit_conversation(source, target, edit.instruction, generator, variety)
+    if generator.random() < drafts:
+        conversation = drafted(conversation, draft(edit.target))
     return SceneExample("edit", conversation, edit.source, edit.instruction, edit=edit)

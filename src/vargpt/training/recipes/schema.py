@@ -135,6 +135,7 @@ class SourceSection(_Section):
     wordings that captions and edit pairs are made conversations with (`vargpt.data.instructions`). `kinds` of scenes
     (`vargpt.data.scenes.sampler.KIND_WEIGHTS`): all where it is left out. `questions` about one scene, in one
     conversation, where it is asked about. `long_captions`: share of captions that tell all there is in sentences.
+    `drafts`: share of drawings and edits whose answer says first what it will show (`vargpt.data.scenes.drafts`).
     """
 
     format: Literal["folder", "scenes", "conversations", "official", "official-preferences", "llava", "tar", "parquet"]
@@ -146,6 +147,7 @@ class SourceSection(_Section):
     kinds: list[str] | None = None
     questions: int | None = Field(None, ge=1, le=12)
     long_captions: float | None = Field(None, ge=0, le=1)
+    drafts: float | None = Field(None, ge=0, le=1)
 
 
 class DataEntry(_Section):
@@ -382,6 +384,18 @@ def stage_entries(stage: TokenizerStage | SftStage | PairsStage | DpoStage) -> l
     return ([] if isinstance(stage, DpoStage) else stage.data) + ([] if judge is None else judge.data)
 
 
+class HabitsSection(_Section):
+    """What the finished model recommends for talking to it (`vargpt.inference.habits`); left out is not said."""
+
+    guidance_scale: float | None = None
+    temperature: float | None = Field(None, ge=0)
+    top_p: float | None = Field(None, ge=0, le=1)
+    bare_names: bool | None = None
+    memory: Literal["all", "picture"] | None = None
+    domains: list[Literal["scenes", "emoji"]] | None = None
+    draft: bool | None = None
+
+
 class Recipe(_Section):
     """A whole schedule: what is built and which stages train it, in order.
 
@@ -400,6 +414,7 @@ class Recipe(_Section):
     sources: dict[str, SourceSection] = Field(default_factory=dict)
     latent_cache: str | None = None
     export_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    habits: HabitsSection = HabitsSection()
     frozen_dtype: Literal["bfloat16", "float32"] = "float32"
     stages: list[Stage] = Field(min_length=1)
 

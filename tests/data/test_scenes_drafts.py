@@ -1,0 +1,78 @@
+"""Drafts: what a picture will show, in words, with places."""
+
+from __future__ import annotations
+
+import re
+
+from vargpt.data.scenes.drafts import CELLS, DRAFT_QUESTION, draft
+from vargpt.data.scenes.sampler import sample_scene
+from vargpt.data.scenes.source import scene_example
+from vargpt.data.scenes.world import SIZES, TEXTURES, Scene, Thing
+from vargpt.data.sources.scenes import ScenesSource
+from vargpt.processing.conversation import DrawPart, TextPart
+
+
+def test_things_come_in_reading_order_with_column_and_row() -> None:
+    things = (Thing("star", "pink", "large", "dotted", 0.55, 0.42), Thing("ring", "blue", x=0.91, y=0.1))
+    assert draft(Scene(things, "sand")) == "on a sand background: a blue ring at 9 1, a large dotted pink star at 5 4"
+    assert draft(Scene((Thing("ring", "orange", x=1.0, y=1.0),), "white")).endswith("an orange ring at 9 9")
+    assert draft(Scene((), "night")) == "on a night background: nothing"
+
+
+def test_what_another_thing_covers_is_behind() -> None:
+    back, front = Thing("cross", "cyan", "large", x=0.4, y=0.5), Thing("ring", "pink", x=0.55, y=0.5)
+    assert draft(Scene((back, front))).endswith("a large cyan cross at 4 5 behind, a pink ring at 5 5")
+    assert draft(Scene((front, back))).endswith("a large cyan cross at 4 5, a pink ring at 5 5 behind")
+
+
+def read_draft(text: str) -> tuple[str, list[tuple[str, str, str, str, int, int]]]:
+    background, _, things = text.partition(": ")
+    pattern = rf"an? (?:({'|'.join(SIZES)}) )?(?:({'|'.join(TEXTURES)}) )?(\w+) (\w+) at (\d) (\d)(?: behind)?"
+    found = []
+    for told in things.split(", ") if things != "nothing" else []:
+        match = re.fullmatch(pattern, told)
+        assert match is not None, told
+        size, texture, colour, shape, column, row = match.groups()
+        found.append((shape, colour, size or "medium", texture or "plain", int(column), int(row)))
+    return re.fullmatch(r"on a (\w+) background", background)[1], found  # type: ignore[index]
+
+
+def test_a_draft_tells_the_whole_scene() -> None:
+    for index in range(200):
+        scene = sample_scene(f"draft {index}")
+        background, told = read_draft(draft(scene))
+        cells = [(min(int(t.x * CELLS), 9), min(int(t.y * CELLS), 9)) for t in scene.things]
+        there = [(t.shape, t.colour, t.size, t.texture, *cell) for t, cell in zip(scene.things, cells, strict=True)]
+        assert background == scene.background
+        assert sorted(told) == sorted(there)
+        assert [entry[:3:-1] for entry in told] == sorted(entry[:3:-1] for entry in told)
+
+
+def said(conversation) -> list[str]:
+    return [part.text for part in conversation.messages[-1].content if isinstance(part, TextPart)]
+
+
+def test_examples_with_drafts_say_them_and_are_else_the_same() -> None:
+    for task in ("draw", "edit"):
+        for index in range(8):
+            plain = scene_example(0, index, task, height=32, width=32, variety=0.3)
+            drafted = scene_example(0, index, task, height=32, width=32, variety=0.3, drafts=1.0)
+            target = drafted.target
+            assert target is not None and target == plain.target
+            assert said(drafted.conversation) == [draft(target)]
+            assert drafted.conversation.messages[:-1] == plain.conversation.messages[:-1]
+            assert isinstance(drafted.conversation.messages[-1].content[-1], DrawPart)
+            assert drafted.conversation.drawings == plain.conversation.drawings
+    caption = scene_example(0, 3, "caption", drafts=1.0)
+    assert caption.conversation.messages[0].content[-1] == TextPart(text=DRAFT_QUESTION)
+    assert said(caption.conversation) == [draft(caption.scene)] == [caption.prompt]
+
+
+def test_the_share_of_drafts_is_the_sources() -> None:
+    def share(drafts: float) -> float:
+        source = ScenesSource("drafted", 200, 16, drafts=drafts)
+        return sum(bool(said(source.validation("draw", index))) for index in range(100)) / 100
+
+    assert share(0.0) == 0.0
+    assert 0.3 < share(0.5) < 0.7
+    assert share(1.0) == 1.0
