@@ -204,13 +204,24 @@ def test_what_a_model_says_is_escaped() -> None:
     answer = Answer(evil, evil, evil, False, evil)
     row = Row(evil, row_of(PROMPT, [picture(WRONG)], judged=True).drawings, evil)
     everything = demo(
-        model=evil, heroes=[Steps(evil, [image], [(1, 1)])], scene_rows=[row], emoji_rows=[row],
+        model=evil, heroes=[Steps(evil, [image], [(1, 1)], evil)], scene_rows=[row], emoji_rows=[row],
         looks=[Look(image, answer, [answer], True)], named=[Named(image, evil, evil, True)],
-        emoji_edits=[Edited(image, evil, image, True)],
+        emoji_edits=[Edited(image, evil, image, True, None, evil)],
         talks=[Talk("emoji", [Turn(evil, evil, image, False, evil), Turn("x", evil, None, True, evil)])],
     )  # fmt: skip
     page = render_page(everything)
     assert "<script" not in page and "alert(&quot;" in page
+
+
+def test_what_a_model_says_before_it_draws_is_shown() -> None:
+    image, draft = picture(), "on a sand background: a star at 5 4"
+    shown = demo(
+        heroes=[Steps(PROMPT, [image], [(1, 1)], draft)], scene_edits=[Edited(image, "move it", image, draft=draft)],
+        talks=[Talk("scenes", [Turn("user", "draw it"), Turn("assistant", draft, image)])],
+    )  # fmt: skip
+    assert render_page(shown).count(f"says first: {draft}") == 3
+    silent = demo(heroes=[Steps(PROMPT, [image], [(1, 1)])], scene_edits=[Edited(image, "move it", image)])
+    assert "says first" not in render_page(silent)
 
 
 @pytest.mark.parametrize("line", [*SCENE_COMMANDS, *EMOJI_COMMANDS, *TALK_COMMANDS, *TRAIN_COMMANDS[1:]])

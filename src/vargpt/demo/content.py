@@ -128,11 +128,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Steps:
-    """One picture as it came, scale by scale; the last one is the finished picture."""
+    """One picture as it came, scale by scale; the last one is the finished picture. `draft` is what was said first."""
 
     prompt: str
     pictures: Sequence[Image.Image]
     grids: Sequence[tuple[int, int]]
+    draft: str = ""
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,7 @@ class Edited:
     after: Image.Image
     unseen: bool = False
     score: EditScore | None = None
+    draft: str = ""
 
 
 @dataclass(frozen=True)

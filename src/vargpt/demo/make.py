@@ -44,6 +44,7 @@ from vargpt.demo.content import (
 from vargpt.inference.dialogue import Dialogue, Drawn
 from vargpt.inference.habits import Domain
 from vargpt.inference.pipeline import VargptPipeline
+from vargpt.processing.conversation import TextPart
 
 LONGEST_ANSWER = 48
 """Tokens; the longest caption of a scene takes about 30."""
@@ -122,8 +123,9 @@ def draw_steps(pipeline: VargptPipeline, prompt: str) -> Steps:
         canvases.append(values["canvas"])
         grids.append(values["grid"])
 
-    finished = pipeline.draw(prompt, seed=0, callback_on_step_end=keep).images[0]
-    return Steps(prompt, [*(pipeline.preview(canvas)[0] for canvas in canvases[:-1]), finished], grids)
+    drawn = pipeline.draw(prompt, seed=0, callback_on_step_end=keep)
+    pictures = [*(pipeline.preview(canvas)[0] for canvas in canvases[:-1]), drawn.images[0]]
+    return Steps(prompt, pictures, grids, "".join(drawn.drafts))
 
 
 def draw_rows(pipeline: VargptPipeline, prompts: Sequence[str], seeds: int, judged: bool) -> list[Row]:
@@ -199,8 +201,9 @@ def edit_scene(pipeline: VargptPipeline, kind: EditKind, split: Split) -> Edited
     while edit is None:
         edit = make_edit(sample_scene(generator, source, generator.choice(("two", "several"))), generator, kind, split)
     before = render_for(pipeline, edit.source)
-    after = pipeline.edit(before, edit.instruction, seed=0).images[0]
-    return Edited(before, edit.instruction, after, split == "unseen", score_edit(after, edit))
+    drawn = pipeline.edit(before, edit.instruction, seed=0)
+    after, draft = drawn.images[0], "".join(drawn.drafts)
+    return Edited(before, edit.instruction, after, split == "unseen", score_edit(after, edit), draft)
 
 
 def name_picture(pipeline: VargptPipeline, examples: Path, record: dict[str, str]) -> Named:
@@ -227,7 +230,8 @@ def converse(pipeline: VargptPipeline, script: Sequence[Line]) -> list[Turn]:
             turns.append(Turn("assistant", said, None, *(judge_answer(said, line, seen) if seen else (None, ""))))
             continue
         picture = (dialogue.draw(line.words) if line.kind == "draw" else dialogue.edit(line.words)).image
-        turns.append(Turn("assistant", "", picture, *judge_picture(picture, line.shows)))
+        said = "".join(part.text for part in dialogue.messages[-1].content if isinstance(part, TextPart))
+        turns.append(Turn("assistant", said, picture, *judge_picture(picture, line.shows)))
     return turns
 
 

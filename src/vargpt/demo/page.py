@@ -180,8 +180,13 @@ def _hero(item: Steps) -> str:
     ]
     return (
         f'<div class="card hero scales-{len(item.grids)}"><p class="prompt">“{escape(item.prompt)}”</p>'
-        f'<div class="growing">{growing}</div>{_side_by_side(strip)}</div>'
+        f'{_draft(item.draft)}<div class="growing">{growing}</div>{_side_by_side(strip)}</div>'
     )
+
+
+def _draft(words: str) -> str:
+    """What the model said before it drew."""
+    return f'<p class="draft">says first: {escape(words)}</p>' if words else ""
 
 
 def _row(item: Row) -> str:
@@ -258,7 +263,8 @@ def _edit(item: Edited) -> str:
         verdict = (
             f'<p class="verdict">{_mark(done)} {"done" if done else "not done"} &nbsp; {_mark(kept == 1)} {rest}</p>'
         )
-    return f'<div class="card"><p class="prompt">“{escape(item.instruction)}”{tag}</p>{pair}{verdict}</div>'
+    asked = f'<p class="prompt">“{escape(item.instruction)}”{tag}</p>{_draft(item.draft)}'
+    return f'<div class="card">{asked}{pair}{verdict}</div>'
 
 
 def _talk(item: Talk) -> str:
@@ -271,7 +277,8 @@ def _turn(turn: Turn) -> str:
     note = escape(turn.note)
     if picture:
         below = f'<p class="verdict">{mark} {note}</p>' if mark else ""
-        return f'<div class="turn {escape(turn.role, quote=True)} picture">{picture}{below}</div>'
+        said = _draft(turn.text)
+        return f'<div class="turn {escape(turn.role, quote=True)} picture">{said}{picture}{below}</div>'
     below = f'<p class="verdict">{note}</p>' if note else ""
     return f'<div class="turn {escape(turn.role, quote=True)}"><p>{escape(turn.text)}{mark}</p>{below}</div>'
 

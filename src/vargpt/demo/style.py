@@ -40,7 +40,9 @@ figcaption { font-size: 12.5px; color: var(--soft); margin-top: 6px; line-height
 .facts i.miss { background: none; border: 2px solid var(--no); border-radius: 2px; transform: rotate(45deg); }
 .heroes { text-align: left; }
 .hero { display: grid; grid-template-columns: minmax(150px, 208px) 1fr; gap: 14px 26px; align-items: center; }
-.hero .prompt { grid-column: 1 / -1; margin: 0; }
+.draft { font-style: italic; font-size: 13px; line-height: 1.35; margin: -6px 0 12px; color: var(--soft); }
+.hero .prompt, .hero .draft { grid-column: 1 / -1; margin: 0; }
+.turn .draft { margin: 2px 6px 8px; max-width: 260px; }
 .strip { display: grid; gap: 8px; }
 .strip figure { text-align: center; } .hero .strip img { max-width: 150px; margin: 0 auto; }
 .strip figcaption { margin-top: 4px; font-size: 12px; }
