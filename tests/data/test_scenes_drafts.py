@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+
+import pytest
 
 from vargpt.data.scenes.drafts import CELLS, DRAFT_QUESTION, draft
+from vargpt.data.scenes.parser import facts_of
 from vargpt.data.scenes.sampler import sample_scene
 from vargpt.data.scenes.source import scene_example
 from vargpt.data.scenes.world import SIZES, TEXTURES, Scene, Thing
@@ -23,6 +27,33 @@ def test_what_another_thing_covers_is_behind() -> None:
     back, front = Thing("cross", "cyan", "large", x=0.4, y=0.5), Thing("ring", "pink", x=0.55, y=0.5)
     assert draft(Scene((back, front))).endswith("a large cyan cross at 4 5 behind, a pink ring at 5 5")
     assert draft(Scene((front, back))).endswith("a large cyan cross at 4 5, a pink ring at 5 5 behind")
+
+
+def test_what_is_drawn_from_words_comes_in_their_order() -> None:
+    striped, plain = Thing("star", "red", "medium", "striped", 0.2, 0.2), Thing("star", "red", x=0.7, y=0.8)
+    scene = Scene((striped, plain), "sky")
+    assert draft(scene, "a red star below a striped red star") == (
+        "on a sky background: a red star at 7 8, a striped red star at 2 2"
+    )
+    assert draft(scene, "a striped red star and a red star") == draft(scene)
+    with pytest.raises(ValueError, match="does not name the 2 things of its scene"):
+        draft(scene, "a red star")
+    with pytest.raises(ValueError, match="which its scene has not"):
+        draft(scene, "a blue star and a red star")
+
+
+@pytest.mark.parametrize("long_captions", [0.0, 1.0])
+def test_every_caption_gives_a_draft_of_the_same_things(long_captions: float) -> None:
+    for index in range(150):
+        example = scene_example(
+            1, index, "draw", height=16, width=16, variety=0.5, drafts=1.0, long_captions=long_captions
+        )
+        told = read_draft(said(example.conversation)[0])
+        facts = facts_of(example.prompt)
+        assert sorted(told[1]) == sorted(read_draft(draft(example.scene))[1]) and facts is not None
+        for mention, (shape, colour, size, texture, column, row) in zip(facts.mentions, told[1], strict=True):
+            thing = Thing(shape, colour, size, texture, (column + 0.5) / CELLS, (row + 0.5) / CELLS)
+            assert replace(mention, place=None).fits(thing)
 
 
 def read_draft(text: str) -> tuple[str, list[tuple[str, str, str, str, int, int]]]:
@@ -59,7 +90,7 @@ def test_examples_with_drafts_say_them_and_are_else_the_same() -> None:
             drafted = scene_example(0, index, task, height=32, width=32, variety=0.3, drafts=1.0)
             target = drafted.target
             assert target is not None and target == plain.target
-            assert said(drafted.conversation) == [draft(target)]
+            assert said(drafted.conversation) == [draft(target, drafted.prompt if task == "draw" else None)]
             assert drafted.conversation.messages[:-1] == plain.conversation.messages[:-1]
             assert isinstance(drafted.conversation.messages[-1].content[-1], DrawPart)
             assert drafted.conversation.drawings == plain.conversation.drawings

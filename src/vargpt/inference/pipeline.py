@@ -41,7 +41,7 @@ first of the n pictures."""
 Draft = bool | str | None
 """Whether a model says what its picture will show before it draws it: None its habit, or the words themselves."""
 
-_DRAFT_WORDS: dict[str, Any] = {"text_temperature": 1.0, "text_top_p": 0.9, "max_new_tokens": 192}
+_DRAFT_WORDS: dict[str, Any] = {"text_temperature": 0.7, "text_top_p": 0.9, "max_new_tokens": 192}
 
 
 @dataclass(frozen=True)

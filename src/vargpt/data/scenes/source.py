@@ -96,7 +96,7 @@ def scene_example(
     if task == "draw":
         conversation = draw_conversation(caption, image, generator, variety)
         if generator.random() < drafts:
-            conversation = drafted(conversation, draft(scene))
+            conversation = drafted(conversation, draft(scene, caption))
     elif generator.random() < drafts:
         caption = draft(scene)
         conversation = Conversation(messages=(user(ImagePart(image=image), DRAFT_QUESTION), assistant(caption)))
