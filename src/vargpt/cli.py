@@ -312,6 +312,12 @@ def evaluate(
     guidance: GuidanceOption = None,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
+    drafts: Annotated[
+        bool | None,
+        typer.Option(
+            "--drafts/--at-once", help="Say first what a picture will show, or draw at once. [default: the model's]"
+        ),
+    ] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
 ) -> None:
@@ -337,6 +343,7 @@ def evaluate(
             guidance=guidance,
             temperature=temperature,
             top_p=top_p,
+            drafts=drafts,
             dtype=dtype,
             device=device,
         )

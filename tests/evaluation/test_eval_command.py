@@ -67,6 +67,24 @@ def test_several_suites_and_their_comparison(
     assert (tmp_path / "difference" / "index.html").is_file()
 
 
+def test_drafts_are_the_models_habit_and_can_be_asked_for(
+    tiny_model: Path, repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    habits = model / "generation_config.json"
+    values = json.loads(habits.read_text()) if habits.is_file() else {}
+    habits.write_text(json.dumps({**values, "draft": True}))
+    for folder, arguments, drafts in (
+        (model, (), True), (model, ("--at-once",), False), (tiny_model, (), False), (tiny_model, ("--drafts",), True),
+    ):  # fmt: skip
+        task = ("--suite", repo_root / "examples", "--limit", 1, "--resolution", 32, "-o", tmp_path / "out")
+        assert run(monkeypatch, folder, *task, *arguments) == 0
+        document = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert document["conditions"]["drafts"] is drafts
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

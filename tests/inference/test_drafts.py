@@ -79,6 +79,12 @@ def test_evaluation_and_benchmarks_draw_as_the_pipeline_does(drafting: VargptPip
     expected = drafting.draw("a cat", seed=[7, 8], num_images_per_prompt=2)
     request = draw_request(drafting.model.config, "a cat")
     drawn = Subject(drafting).drawings([request, request], [7, 8])
+    silent = VargptPipeline(drafting.model, drafting.processor, replace(drafting.habits, draft=False))
+    assert np.array_equal(Subject(silent, drafts=True).drawings([request, request], [7, 8]), drawn)
+    assert np.array_equal(
+        Subject(drafting, drafts=False).drawings([request], [7]), Subject(silent).drawings([request], [7])
+    )
+    assert not np.array_equal(Subject(silent).drawings([request], [7])[0], drawn[0])
     painted = ModelPainter(drafting, drafts=True).draw([request], [[7, 8]])
     for index, picture in enumerate(pixels(expected)):
         assert np.array_equal(drawn[index].numpy(), picture)

@@ -40,6 +40,7 @@ class EvalOptions:
     guidance: str | None = None
     temperature: str | None = None
     top_p: float | None = None
+    drafts: bool | None = None
     dtype: str | None = None
     device: str | None = None
 
@@ -66,7 +67,7 @@ def evaluate(options: EvalOptions) -> None:
     workers = options.workers or _default_workers(pipeline)
     known = {"model": pipeline.name, "path": Path(find_model(options.model)).name}
     documents = []
-    with Subject(pipeline, sampling, schedule, batch_size, workers) as subject:
+    with Subject(pipeline, sampling, schedule, batch_size, workers, options.drafts) as subject:
         for suite in suites:
             result = run_suite(suite, subject, known)
             directory = output / suite.name if several else output

@@ -141,6 +141,7 @@ def describe(subject: Subject) -> dict[str, Any]:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         },
+        "drafts": subject.drafts,
         "image_size": [height, width],
         "scales": subject.schedule.num_scales,
         "dtype": str(pipeline.dtype).removeprefix("torch."),

@@ -36,6 +36,7 @@ class Subject:
         schedule: of pictures; the model's own square by default.
         batch_size: how many conversations the model continues at once.
         workers: processes that read pictures into scenes.
+        drafts: whether the model says first what it will draw; None: its habit.
 
     Raises:
         ValueError: for a batch or number of workers below one.
@@ -48,6 +49,7 @@ class Subject:
         schedule: ScaleSchedule | None = None,
         batch_size: int = 48,
         workers: int = 1,
+        drafts: bool | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -55,6 +57,7 @@ class Subject:
         self.sampling = sampling or pipeline.sampling
         self.schedule = schedule or pipeline.model.config.schedule()
         self.batch_size = batch_size
+        self.drafts = pipeline.habits.draft if drafts is None else drafts
         self._reader = SceneReader(workers)
 
     def __enter__(self) -> Self:
@@ -106,7 +109,7 @@ class Subject:
     ) -> Tensor:
         """One picture per conversation and seed, uint8 [n, H, W, 3] on the CPU, guided against the empty request.
 
-        A model with the habit says first what it will draw.
+        With `drafts` the model says first what it will draw.
 
         Raises:
             ValueError: if there is not one seed per conversation, or no conversation.
@@ -115,7 +118,7 @@ class Subject:
             raise ValueError(f"expected one seed for each of 1 or more conversations, got {len(seeds)} seeds for "
                              f"{len(conversations)}")  # fmt: skip
         schedule = schedule or self.schedule
-        if self.pipeline.habits.draft:
+        if self.drafts:
             drafts = self.pipeline.write_drafts(conversations, seeds, self.batch_size)
             conversations = [opened(*pair) for pair in zip(conversations, drafts, strict=True)]
         pictures: list[Tensor | None] = [None] * len(conversations)
