@@ -65,7 +65,9 @@ def read_draft(text: str) -> tuple[str, list[tuple[str, str, str, str, int, int]
         assert match is not None, told
         size, texture, colour, shape, column, row = match.groups()
         found.append((shape, colour, size or "medium", texture or "plain", int(column), int(row)))
-    return re.fullmatch(r"on a (\w+) background", background)[1], found  # type: ignore[index]
+    ground = re.fullmatch(r"on a (\w+) background", background)
+    assert ground is not None, background
+    return ground[1], found
 
 
 def test_a_draft_tells_the_whole_scene() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from vargpt.evaluation.subject import Subject
 from vargpt.inference.dialogue import Dialogue
+from vargpt.inference.drafting import write_drafts
 from vargpt.inference.pipeline import VargptPipeline
 from vargpt.inference.requests import draw_request
 from vargpt.preferences.sample import ModelPainter
@@ -61,13 +62,13 @@ def test_drafts_are_sampled_and_end_where_the_picture_starts(drafting: VargptPip
     request = draw_request(drafting.model.config, "a cat")
     start, head = drafting.model.config.image_gen_start_token_id, drafting.model.lm_head
     before = head.weight.detach().clone()
-    drafts = drafting.write_drafts([request] * 3, [0, 1, 2], batch_size=2)
+    drafts = write_drafts(drafting, [request] * 3, [0, 1, 2], batch_size=2)
     assert len(set(drafts)) == 3
     with torch.no_grad():
         head.weight[start] = 0
         head.weight *= 1e-3  # every word as likely as the image start: most drafts end before the limit
     try:
-        short = drafting.write_drafts([request] * 24, list(range(24)), batch_size=24)
+        short = write_drafts(drafting, [request] * 24, list(range(24)), batch_size=24)
     finally:
         with torch.no_grad():
             head.weight.copy_(before)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from PIL import Image
 
 from vargpt.configuration import Behaviour, VargptConfig
-from vargpt.inference.requests import draw_request, edit_request, prompt_free_request
-from vargpt.processing.conversation import Conversation, ImagePart, TextPart, user
+from vargpt.inference.requests import draw_request, edit_request, opened, prompt_free_request
+from vargpt.processing.conversation import Conversation, ImagePart, TextPart, assistant, user
 
 OURS, PUBLISHED = VargptConfig(), VargptConfig(behaviour=Behaviour.official())
 
@@ -41,3 +41,12 @@ def test_the_other_branch_knows_neither_words_nor_pictures_of_the_prompt() -> No
     assert words(prompt_free_request(request)) == [("system", ["be brief"]), ("user", [""])]
     assert words(prompt_free_request(request, "red"))[1] == ("user", ["red"])
     assert words(prompt_free_request(draw_request(PUBLISHED, "fox"))) == [("user", [""])]
+
+
+def test_an_answer_is_opened_after_the_opening_that_it_has() -> None:
+    bare = Conversation.parse([{"role": "user", "content": "draw a cat"}])
+    begun = opened(bare, "on a sand background: a cat")
+    assert begun.messages[-1] == assistant("on a sand background: a cat") and opened(bare, "") == bare
+    further = opened(begun, "at 5 4")
+    assert [message.role for message in further.messages] == ["user", "assistant"]
+    assert further.messages[-1] == assistant("on a sand background: a cat", " at 5 4")

@@ -17,9 +17,9 @@ from torch import Tensor
 from vargpt.data.instructions import CAPTION_QUESTION
 from vargpt.data.scenes.checker import Reading
 from vargpt.evaluation.reading import SceneReader
+from vargpt.inference.drafting import with_drafts
 from vargpt.inference.pipeline import VargptPipeline
 from vargpt.inference.requests import draw_request, edit_request
-from vargpt.inference.streams import opened
 from vargpt.model.events import Finished, ImageDone
 from vargpt.processing.conversation import Conversation, ImagePart, UnderstandSource, user
 from vargpt.processing.images import to_signed_pixels
@@ -119,8 +119,7 @@ class Subject:
                              f"{len(conversations)}")  # fmt: skip
         schedule = schedule or self.schedule
         if self.drafts:
-            drafts = self.pipeline.write_drafts(conversations, seeds, self.batch_size)
-            conversations = [opened(*pair) for pair in zip(conversations, drafts, strict=True)]
+            conversations = with_drafts(self.pipeline, conversations, seeds, self.batch_size)
         pictures: list[Tensor | None] = [None] * len(conversations)
         for start in range(0, len(conversations), self.batch_size):
             batch = list(conversations[start : start + self.batch_size])

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from PIL import Image
 from torch import Tensor
 
+from vargpt.inference.drafting import continue_drafts
 from vargpt.inference.habits import Memory
 from vargpt.inference.pipeline import Picture, StepCallback, VargptPipeline
-from vargpt.inference.requests import draw_request, edit_request
+from vargpt.inference.requests import draw_request, edit_request, opened
 from vargpt.inference.sizes import choose_schedule
-from vargpt.inference.streams import TextStream, opened
+from vargpt.inference.streams import TextStream
 from vargpt.inputs import ModelInputs
 from vargpt.model.events import Finished, ImageDone, ScaleDone, TextDelta
 from vargpt.processing.conversation import Conversation, DrawPart, ImagePart, Message, TextPart
@@ -111,7 +112,7 @@ class Dialogue:
     def _picture_turn(self, request: Conversation, callback: StepCallback | None) -> Drawn:
         if self.pipeline.habits.draft:
             inputs = self._inputs(request.messages)
-            request = opened(request, self.pipeline.continue_drafts(inputs, [self.seed])[0])
+            request = opened(request, continue_drafts(self.pipeline, inputs, [self.seed])[0])
         settings = replace(self._settings, force_image=True, stop_after_image=True)
         drawn = [piece for piece in self._turn(request.messages, settings, callback) if isinstance(piece, Drawn)]
         return drawn[0]

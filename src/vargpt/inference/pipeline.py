@@ -18,11 +18,12 @@ from torch import Tensor
 
 from vargpt.checkpoint.loading import resolve_folder
 from vargpt.configuration import Behaviour
+from vargpt.inference.drafting import Draft, choose_drafts
 from vargpt.inference.habits import Habits, read_habits
 from vargpt.inference.pictures import OUTPUT_TYPES, OutputType, composite, to_output
-from vargpt.inference.requests import draw_request, edit_request, prompt_free_request
+from vargpt.inference.requests import draw_request, edit_request, opened, prompt_free_request
 from vargpt.inference.sizes import choose_schedule, nearest_schedule
-from vargpt.inference.streams import TextStream, group_requests, opened, parse_messages, with_drawings
+from vargpt.inference.streams import TextStream, group_requests, parse_messages, with_drawings
 from vargpt.inputs import ModelInputs
 from vargpt.model.events import Event, Finished, ImageDone, ScaleDone, TextDelta
 from vargpt.model.modeling import VargptForConditionalGeneration
@@ -37,11 +38,6 @@ StepCallback = Callable[["VargptPipeline", int, int, dict[str, Any]], None]
 """`callback(pipeline, step, timestep, values)` after every scale: step counts up from 0, timestep down to 0; values are
 `canvas` [n, d, h, w] (for `pipeline.preview`), `grid` (rows, columns) of the scale, and `first_image`, the index of the
 first of the n pictures."""
-
-Draft = bool | str | None
-"""Whether a model says what its picture will show before it draws it: None its habit, or the words themselves."""
-
-_DRAFT_WORDS: dict[str, Any] = {"text_temperature": 0.7, "text_top_p": 0.9, "max_new_tokens": 192}
 
 
 @dataclass(frozen=True)
@@ -280,27 +276,6 @@ class VargptPipeline:
             if piece:
                 yield piece
 
-    def write_drafts(self, requests: Sequence[Conversation], seeds: Sequence[int], batch_size: int = 8) -> list[str]:
-        """Let the model say, for every request and its seed, what its picture will show; it may say nothing."""
-        drafts: list[str] = []
-        for first in range(0, len(requests), batch_size):
-            chosen = slice(first, first + batch_size)
-            drafts += self.continue_drafts(self.inputs(list(requests[chosen])), seeds[chosen])
-        return drafts
-
-    def continue_drafts(self, inputs: ModelInputs, seeds: Sequence[int]) -> list[str]:
-        """Let the model go on with conversations that ask for a picture, up to where the picture would start."""
-        settings = replace(
-            self.sampling, max_images=0, images_per_prompt=1, seeds=list(seeds), guidance_scale=1.0,
-            force_image=False, stop_after_image=False, **_DRAFT_WORDS,
-        )  # fmt: skip
-        said = {
-            event.sequence: self.processor.tokenizer.decode(event.token_ids, skip_special_tokens=True).strip()
-            for event in self.model.generate(inputs, settings)
-            if isinstance(event, Finished)
-        }
-        return [said[index] for index in range(len(seeds))]
-
     # Shared with `Dialogue` -------------------------------------------------------------------------------------------
 
     def inputs(
@@ -381,11 +356,10 @@ class VargptPipeline:
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
-        copies, drafts = len(seeds), self._drafts(conversations, seeds, draft, batch_size)
+        drafts = choose_drafts(self, conversations, seeds, draft, batch_size)
         if drafts:  # a conversation of its own for every picture
-            each = [conversation for conversation in conversations for _ in seeds]
-            conversations = [opened(*pair) for pair in zip(each, drafts, strict=True)]
-            seeds_of = [[seed] for seed in seeds * (len(each) // copies)]
+            seeds_of = [[seed] for _ in conversations for seed in seeds]
+            conversations = list(map(opened, (each for each in conversations for _ in seeds), drafts))
         else:
             seeds_of = [seeds] * len(conversations)
         done: dict[int, Tensor] = {}
@@ -410,17 +384,6 @@ class VargptPipeline:
                 elif isinstance(event, ImageDone):
                     done[first + event.sequence] = event.image_3HW
         return [done[index] for index in range(len(done))], drafts
-
-    def _drafts(self, conversations: list[Conversation], seeds: list[int], draft: Draft, batch_size: int) -> list[str]:
-        """The draft of every picture, none where the model is to draw at once."""
-        if isinstance(draft, str):
-            if len(conversations) > 1 or not draft.strip():
-                raise ValueError(f"a given draft is for one prompt and not empty, got {len(conversations)} prompts")
-            return [draft.strip()] * len(seeds)
-        if not (self.habits.draft if draft is None else draft):
-            return []
-        each = [conversation for conversation in conversations for _ in seeds]
-        return self.write_drafts(each, seeds * len(conversations), batch_size)
 
     def to_output(self, pixels: Sequence[Tensor], output_type: OutputType) -> list[Any]:
         """Turn pixels [3, H, W] in [-1, 1] into what callers get."""

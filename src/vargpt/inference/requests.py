@@ -32,6 +32,16 @@ def edit_request(config: VargptConfig, image: UnderstandSource, instruction: str
     return Conversation(messages=(user(image, instruction), assistant("The output image is: ")))
 
 
+def opened(request: Conversation, words: str) -> Conversation:
+    """A request whose answer begins with these words, after an opening that it has; as it was where there are none."""
+    *earlier, last = request.messages
+    if not words:
+        return request
+    if last.role == "assistant":
+        return Conversation(messages=(*earlier, assistant(*last.content, f" {words}")))
+    return Conversation(messages=(*request.messages, assistant(words)))
+
+
 def prompt_free_request(request: Conversation, negative_prompt: str = "") -> Conversation:
     """The other branch of guidance: the system turn, and a user turn that is empty or says what not to draw."""
     bare = request.without_prompt(negative_prompt)

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vargpt.image_tokenizer import ImageTokenizer
 from vargpt.inputs import ModelInputs
-from vargpt.processing.conversation import Conversation, ImagePart, Message, assistant
+from vargpt.processing.conversation import Conversation, ImagePart, Message
 from vargpt.scales import ScaleSchedule
 
 _UNFINISHED = "\ufffd"
@@ -91,11 +91,6 @@ def _parse_message(message: Any) -> Any:
         else:
             parts.append(item)
     return {**message, "content": tuple(parts)}
-
-
-def opened(conversation: Conversation, words: str) -> Conversation:
-    """A request whose answer has begun with these words; as it was where there are none."""
-    return Conversation(messages=(*conversation.messages, assistant(words))) if words else conversation
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from vargpt.configuration import VargptConfig
 from vargpt.data.folder import ImageFolder
 from vargpt.data.schema import read_jsonl
 from vargpt.inference.habits import Habits
-from vargpt.inference.requests import draw_request, edit_request
-from vargpt.processing.conversation import Conversation, DrawPart, DrawSource, ImagePart, TextPart, assistant
+from vargpt.inference.requests import draw_request, edit_request, opened
+from vargpt.processing.conversation import Conversation, DrawPart, DrawSource, ImagePart, TextPart
 from vargpt.processing.images import PreparedImage, open_image
 from vargpt.sampling import pixels_to_uint8
 
@@ -51,9 +51,7 @@ class PairPrompt:
     @property
     def request(self) -> Conversation:
         """The conversation that is to go on with a picture."""
-        if not self.answer:
-            return self.prompt
-        return Conversation(messages=(*self.prompt.messages, assistant(self.answer)))
+        return opened(self.prompt, self.answer)
 
     @property
     def words(self) -> str:

@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from vargpt.data.pair_records import image_tokenizer_hash, schedule_to_json
+from vargpt.inference.drafting import with_drafts
 from vargpt.inference.pipeline import VargptPipeline
 from vargpt.inference.requests import prompt_free_request
-from vargpt.inference.streams import group_requests, opened
+from vargpt.inference.streams import group_requests
 from vargpt.inputs import ModelInputs
 from vargpt.model.events import ImageDone
 from vargpt.processing.conversation import Conversation, DrawSource
@@ -103,8 +104,7 @@ class ModelPainter:
         flat = [seed for row in seeds for seed in row]
         if self.drafts:
             requests = [request for request in requests for _ in range(copies)]
-            drafts = self.pipeline.write_drafts(requests, flat, len(flat))
-            requests = [opened(*pair) for pair in zip(requests, drafts, strict=True)]
+            requests = with_drafts(self.pipeline, requests, flat, len(flat))
         per_request = len(flat) // len(requests)
         settings = replace(
             self.sampling, images_per_prompt=per_request, seeds=flat, force_image=True, stop_after_image=True
