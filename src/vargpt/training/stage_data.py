@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vargpt.data.instructions import canonical_caption, canonical_draw, canonical_edit
-from vargpt.data.scenes.source import TASKS
+from vargpt.data.scenes.source import TASKS, SceneTask
 from vargpt.data.sources.folder import FolderSource
 from vargpt.data.sources.open import open_source
 from vargpt.data.sources.policy import CheckedSource
@@ -36,6 +36,7 @@ class StageData:
     def __init__(self, recipe: Recipe, data_dir: Path | None) -> None:
         self._recipe, self.root = recipe, data_dir
         self._opened: dict[str, CheckedSource] = {}
+        self._validation: dict[tuple[str, str], list[Conversation]] = {}
 
     def sources(self, entries: Sequence[DataEntry]) -> dict[str, CheckedSource]:
         """The sources that a stage's data names.
@@ -95,10 +96,17 @@ class StageData:
                     canonical_edit(folder.path(e.source), folder.path(e.target), e.instruction) for e in edits
                 ]
             elif isinstance(source, ScenesSource):
-                wanted = {entry.task for entry in entries}
+                wanted = {entry.task for entry in entries if entry.source == source.name}
                 for task in (task for task in TASKS if task in wanted):
-                    found[task] += [source.validation(task, index) for index in range(VALIDATION_EXAMPLES)]
+                    found[task] += self._validation_scenes(source, task)
         return found
+
+    def _validation_scenes(self, source: ScenesSource, task: SceneTask) -> list[Conversation]:
+        """Made once: several stages ask for the same ones."""
+        key = (source.name, task)
+        if key not in self._validation:
+            self._validation[key] = [source.validation(task, index) for index in range(VALIDATION_EXAMPLES)]
+        return self._validation[key]
 
     def summary(self) -> dict[str, str]:
         """How many samples each opened source has, by task."""
