@@ -40,7 +40,7 @@ demo: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/python -m vargpt.demo --output demo-out
 
 banner: $(VENV)/.installed
-	$(OFFLINE) $(BIN)/python -m vargpt.demo --model models/emoji-small --output demo-out --banner docs/images/demo.png
+	$(OFFLINE) $(BIN)/python -m vargpt.demo --output demo-out --banner docs/images/demo.png
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks

@@ -14,7 +14,7 @@ import typer
 import typer.main
 
 from vargpt.cli import app, main
-from vargpt.commands.common import DEFAULT_MODEL
+from vargpt.commands.common import BUNDLED
 from vargpt.training.recipes.recipe import load_recipe
 
 REPO = Path(__file__).resolve().parents[1]
@@ -27,7 +27,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.strip()
 ]
-BUNDLED = f"models/{DEFAULT_MODEL}"
+FOLDER = f"models/{BUNDLED}"
 PARSED_ONLY = ("train", "verify", "convert", "eval")
 """Verbs that take minutes or a published checkpoint; they have tests of their own."""
 
@@ -46,7 +46,7 @@ def test_make_targets_exist(command: list[str]) -> None:
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if Path(c[0]).name == "vargpt"], ids=" ".join)
 def test_vargpt_commands(command: list[str], tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = [str(tiny_model) if argument == BUNDLED else argument for argument in command[1:]]
+    arguments = [str(tiny_model) if argument == FOLDER else argument for argument in command[1:]]
     if arguments[0] in PARSED_ONLY:
         group = typer.main.get_command(app)
         verb = group.commands[arguments[0]]  # type: ignore[attr-defined]
@@ -72,7 +72,7 @@ def main_until_exit() -> None:
 
 @pytest.mark.parametrize("source", [block for language, block in BLOCKS if language == "python"])
 def test_python(source: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(source.replace(BUNDLED, str(tiny_model)), "README.md", "exec"), {})
+    exec(compile(source.replace(FOLDER, str(tiny_model)), "README.md", "exec"), {})
     assert capsys.readouterr().out
 
 

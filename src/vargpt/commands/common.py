@@ -17,47 +17,41 @@ if TYPE_CHECKING:
 
     from vargpt.inference.pipeline import VargptPipeline
 
-DEFAULT_MODEL = "emoji-small"
-BUNDLED = {"emoji": DEFAULT_MODEL, "scenes": "scenes-small"}
-"""The models that come with the checkout, by the domain that they know (`vargpt.inference.habits.Domain`)."""
+BUNDLED = "vargpt-small"
+"""The model that comes with the checkout."""
 MODEL_VARIABLE = "VARGPT_MODEL"
 SMALL_MODEL = 200_000_000
 """Weights below which one CPU thread is as fast as two alone, and far faster on a busy machine (docs/log.md)."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def bundled_model(name: str = DEFAULT_MODEL) -> Path | None:
-    """Folder of a model that comes with the package or the checkout, or None where it is absent."""
+def bundled_model() -> Path | None:
+    """Folder of the model that comes with the package or the checkout, or None where it is absent."""
     package = Path(__file__).resolve().parents[1]
     for root in (package, package.parents[1]):
-        folder = root / "models" / name
+        folder = root / "models" / BUNDLED
         if (folder / "config.json").is_file():
             return folder
     return None
 
 
-def bundled_models() -> list[Path]:
-    """Folders of all bundled models that are here, in the order of `BUNDLED`."""
-    return [folder for name in BUNDLED.values() if (folder := bundled_model(name))]
-
-
 def find_model(name: str | None) -> str:
     """Return the folder or hub name to load: the argument, else $VARGPT_MODEL, else the bundled model.
 
-    A bundled model may be named without its folder (`scenes-small`), where there is no such path.
+    The bundled one may be named without its folder (`vargpt-small`), where there is no such path.
     """
     chosen = name or os.environ.get(MODEL_VARIABLE)
     if not chosen:
         folder = bundled_model()
         if folder is None:
             raise ValueError(
-                f"the bundled model models/{DEFAULT_MODEL} is not here: name a model folder with --model or "
+                f"the bundled model models/{BUNDLED} is not here: name a model folder with --model or "
                 f"{MODEL_VARIABLE}, or train one with: vargpt train recipes/emoji-small.yaml --data DIR"
             )
         return str(folder)
     path = Path(chosen).expanduser()
-    if chosen in BUNDLED.values() and not path.exists():
-        path = bundled_model(chosen) or path
+    if chosen == BUNDLED and not path.exists():
+        path = bundled_model() or path
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{chosen}: is no model folder, it has no config.json")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vargpt.commands.common import BUNDLED, MODEL_VARIABLE, bundled_model, find_model, load_pipeline
+from vargpt.commands.common import find_model, load_pipeline
 from vargpt.commands.pictures import parse_numbers
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ class EvalOptions:
 def evaluate(options: EvalOptions) -> None:
     """Measure; tables and, last, one line of JSON go to stdout, `results.json` and the page to the output folder."""
     _check(options)
-    options = replace(options, model=_model(options))
     numbers = {name: parse_numbers(f"--{name}", getattr(options, name)) for name in ("guidance", "temperature")}
     folders = {name: _folder(name, options) for name in options.suites}
     from vargpt.evaluation.harness import run_suite, write_results
@@ -91,13 +90,6 @@ def compare_results(first: Path, second: Path, output: Path | None) -> None:
     for document in documents:
         print(f"\n{document['title']}\nA: {document['a']}\nB: {document['b']}\n\n{comparison_table(document)}")
     print(json.dumps(documents[0] if len(documents) == 1 else {"suites": documents}))
-
-
-def _model(options: EvalOptions) -> str | None:
-    """The model that was named; else, for scenes alone, the bundled one that knows them."""
-    scenes = BUNDLED["scenes"]
-    named = options.model or os.environ.get(MODEL_VARIABLE)
-    return scenes if not named and options.suites == ("scenes",) and bundled_model(scenes) else options.model
 
 
 def trained_split(model: str) -> float:

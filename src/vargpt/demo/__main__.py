@@ -6,18 +6,15 @@ Invariant: everything shown is what the model made in this run, with fixed seeds
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vargpt.commands.common import MODEL_VARIABLE, bundled_models, choose_threads, find_model
+from vargpt.commands.common import bundled_model, choose_threads, find_model
 from vargpt.demo.banner import banner, sheet
 from vargpt.demo.content import Plan
 from vargpt.demo.make import make
 from vargpt.demo.page import render
-from vargpt.inference.habits import Domain
 from vargpt.inference.pictures import save_png, write_atomically
 from vargpt.inference.pipeline import VargptPipeline
 
@@ -26,14 +23,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the demo; returns the exit status."""
     parser = argparse.ArgumentParser(prog="vargpt.demo", description="Draw, read and edit; write one page of pictures.")
     parser.add_argument("--output", type=Path, default=Path("demo-out"), help="folder to write (default: demo-out)")
-    parser.add_argument("--model", help="model folder (default: the bundled models, each for what it knows)")
+    parser.add_argument("--model", help="model folder (default: the bundled model)")
     parser.add_argument("--banner", type=Path, help="also write the README's picture to this PNG")
     parser.add_argument("--examples", type=Path, default=examples_folder(), help="folder of sample pictures")
     parser.add_argument("--short", action="store_true", help="the first of everything only, a few seconds")
     options = parser.parse_args(arguments)
     plan = Plan().shortened() if options.short else Plan()
     try:
-        page = run(models(options.model), plan, options.examples, options.output, options.banner)
+        page = run(find_model(options.model), plan, options.examples, options.output, options.banner)
     except (ValueError, OSError) as error:
         print(f"demo: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -46,28 +43,16 @@ def examples_folder() -> Path:
     return Path(__file__).resolve().parents[3] / "examples"
 
 
-def models(name: str | None) -> list[str]:
-    """The model that was named, by argument or $VARGPT_MODEL; else the bundled ones that are here."""
-    if name or os.environ.get(MODEL_VARIABLE):
-        return [find_model(name)]
-    return list(map(str, bundled_models())) or [find_model(None)]
+def run(model: str, plan: Plan, examples: Path, output: Path, banner_path: Path | None = None) -> Path:
+    """Do what the plan asks of the domains that the model knows; write `index.html` and `contact-sheet.png`.
 
-
-def run(models: Sequence[str], plan: Plan, examples: Path, output: Path, banner_path: Path | None = None) -> Path:
-    """Do what the plan asks of the domains that the models know; write `index.html` and `contact-sheet.png`.
-
-    A model whose folder names no domain is asked for emoji, as the models of the recipe `emoji-small` are. Of two that
-    know the same domain the first is asked.
+    A model whose folder names no domain is asked for emoji, as the models of the recipe `emoji-small` are.
     """
-    pipelines: dict[Domain, VargptPipeline] = {}
-    for model in models:
-        say(f"loading {model}")
-        pipeline = VargptPipeline.from_pretrained(model)
-        choose_threads(pipeline)
-        for domain in pipeline.habits.domains or ("emoji",):
-            pipelines.setdefault(domain, pipeline)
-    plan = replace(plan, domains=tuple(pipelines))
-    demo = make(pipelines, plan, examples, " and ".join(map(model_label, models)), say)
+    say(f"loading {model}")
+    pipeline = VargptPipeline.from_pretrained(model)
+    choose_threads(pipeline)
+    plan = replace(plan, domains=pipeline.habits.domains or ("emoji",))
+    demo = make(pipeline, plan, examples, model_label(model), say)
     page = output / "index.html"
     inside = (output.resolve().parent / "docs" / "architecture.md").is_file()
     write_atomically(page, render(demo, ".." if inside else None).encode("utf-8"))
@@ -85,9 +70,9 @@ def say(text: str) -> None:
 
 
 def model_label(model: str) -> str:
-    """How the page names the model: a bundled one by its place in the repository."""
-    here = Path(model).resolve()
-    return f"models/{here.name}" if here in [folder.resolve() for folder in bundled_models()] else Path(model).name
+    """How the page names the model: the bundled one by its place in the repository."""
+    here, bundled = Path(model).resolve(), bundled_model()
+    return f"models/{here.name}" if bundled is not None and here == bundled.resolve() else here.name
 
 
 if __name__ == "__main__":

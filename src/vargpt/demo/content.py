@@ -235,13 +235,12 @@ class Demo:
 
     Attributes:
         model: what the page says that it was made with.
-        weights: of each model, in the order of the heroes.
         seconds: of the whole run, without loading.
         per_picture: seconds that one picture takes when drawn alone.
     """
 
     model: str
-    weights: Sequence[int]
+    weights: int
     threads: int
     seconds: float
     per_picture: float

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -42,7 +42,6 @@ from vargpt.demo.content import (
     Turn,
 )
 from vargpt.inference.dialogue import Dialogue, Drawn
-from vargpt.inference.habits import Domain
 from vargpt.inference.pipeline import VargptPipeline
 from vargpt.processing.conversation import TextPart
 
@@ -52,8 +51,8 @@ LONGEST_ANSWER = 48
 Say = Callable[[str], None]
 
 
-def make(pipelines: Mapping[Domain, VargptPipeline], plan: Plan, examples: Path, model: str, say: Say) -> Demo:
-    """Do all that the plan asks of the domains that it names, each with its model; progress goes to `say`.
+def make(pipeline: VargptPipeline, plan: Plan, examples: Path, model: str, say: Say) -> Demo:
+    """Do all that the plan asks of the domains that it names; progress goes to `say`.
 
     Raises:
         ValueError: if the examples folder is not as expected.
@@ -63,27 +62,24 @@ def make(pipelines: Mapping[Domain, VargptPipeline], plan: Plan, examples: Path,
     records = [record for record in records if "scene" not in record][: plan.names]
     rows: dict[str, list[Row]] = {"scenes": [], "emoji": []}
     asked = {"scenes": (plan.scene_prompts, plan.scene_seeds), "emoji": (plan.emoji_prompts, plan.emoji_seeds)}
-    for pipeline in _different(pipelines):
-        pipeline.draw("warm up")
+    pipeline.draw("warm up")
     started = time.perf_counter()
     for domain in plan.domains:
         prompts, seeds = asked[domain]
         say(f"{domain}: drawing {len(prompts)} prompts with {seeds} seeds each")
-        rows[domain] = draw_rows(pipelines[domain], prompts, seeds, judged=domain == "scenes")
+        rows[domain] = draw_rows(pipeline, prompts, seeds, judged=domain == "scenes")
     say("drawing scale by scale")
     begun = time.perf_counter()
-    heroes = [draw_steps(pipelines[domain], asked[domain][0][0]) for domain in plan.domains]
+    heroes = [draw_steps(pipeline, asked[domain][0][0]) for domain in plan.domains]
     per_picture = (time.perf_counter() - begun) / len(heroes)
     looks, scene_edits, named, emoji_edits = [], [], [], []
     if scenes:
         say(f"scenes: {len(plan.looks)} fresh ones, {plan.questions} questions each")
-        pipeline = pipelines["scenes"]
         looks = [look_at(pipeline, kind, split, plan.questions) for kind, split in plan.looks]
         say(f"scenes: {len(plan.scene_edits)} edits")
         scene_edits = [edit_scene(pipeline, kind, split) for kind, split in plan.scene_edits]
     if emoji:
         say(f"emoji: naming {len(records)} pictures, {len(plan.emoji_edits)} edits")
-        pipeline = pipelines["emoji"]
         named = [name_picture(pipeline, examples, record) for record in records]
         parts = {record["file_name"]: record["part"] for record in records}
         emoji_edits = [
@@ -92,10 +88,10 @@ def make(pipelines: Mapping[Domain, VargptPipeline], plan: Plan, examples: Path,
         ]
     say("holding a conversation")
     scripts = {"scenes": plan.scene_talk, "emoji": plan.emoji_talk}
-    talks = [Talk(domain, converse(pipelines[domain], scripts[domain])) for domain in plan.domains]
+    talks = [Talk(domain, converse(pipeline, scripts[domain])) for domain in plan.domains]
     return Demo(
         model=model,
-        weights=[pipeline.num_parameters for pipeline in _different(pipelines)],
+        weights=pipeline.num_parameters,
         threads=torch.get_num_threads(),
         seconds=time.perf_counter() - started,
         per_picture=per_picture,
@@ -108,11 +104,6 @@ def make(pipelines: Mapping[Domain, VargptPipeline], plan: Plan, examples: Path,
         emoji_edits=emoji_edits,
         talks=talks,
     )
-
-
-def _different(pipelines: Mapping[Domain, VargptPipeline]) -> list[VargptPipeline]:
-    """Every model once, in the order of the domains."""
-    return list({id(pipeline): pipeline for pipeline in pipelines.values()}.values())
 
 
 def draw_steps(pipeline: VargptPipeline, prompt: str) -> Steps:

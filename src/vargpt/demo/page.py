@@ -20,9 +20,9 @@ from vargpt.demo.style import STYLE, growing_style
 from vargpt.inference.pictures import png_bytes
 
 SCENE_COMMANDS = (
-    'vargpt draw "a small blue star left of a red ring" --model scenes-small -o star.png',
-    'vargpt chat examples/scene-stars.png "how many stars are there?" --model scenes-small',
-    'vargpt edit examples/scene-star-ring.png "make the star purple" --model scenes-small -o purple.png',
+    'vargpt draw "a small blue star left of a red ring" -o star.png',
+    'vargpt chat examples/scene-stars.png "how many stars are there?"',
+    'vargpt edit examples/scene-star-ring.png "make the star purple" -o purple.png',
 )
 EMOJI_COMMANDS = (
     'vargpt draw "woman superhero" -o hero.png -n 4 --previews steps/',
@@ -106,22 +106,17 @@ def _footer(demo: Demo, documents: str | None) -> str:
 
 
 def _header(demo: Demo) -> str:
-    several = len(demo.weights) > 1
-    weights = " and ".join(f"{weights / 1e6:.1f}" for weights in demo.weights)
     sizes = dict.fromkeys("×".join(map(str, hero.pictures[-1].size)) for hero in demo.heroes)
     scales = dict.fromkeys(str(len(hero.grids)) for hero in demo.heroes)
     chips = (
-        f"{weights} million weights",
+        f"{demo.weights / 1e6:.1f} million weights",
         f"{' and '.join(sizes)} pixels",
         f"{' and '.join(scales)} scales",
         f"{demo.per_picture:.2f} s per picture on {demo.threads} CPU thread{'s' if demo.threads > 1 else ''}",
         f"this page in {demo.seconds:.0f} s",
     )
     tiles = "".join(map(_tile, demo.scores))
-    small = "small " if max(demo.weights) < SMALL_MODEL else ""
-    title = f"One {small}model that draws, reads and edits pictures"
-    if several:
-        title = f"{small.capitalize()}models that draw, read and edit pictures: one for emoji, one for scenes"
+    title = f"One {'small ' if demo.weights < SMALL_MODEL else ''}model that draws, reads and edits pictures"
     return (
         f'<header><p class="brand">vargpt</p><h1>{title}</h1>'
         '<p class="lead">Words come token by token, pictures scale by scale: a coarse guess first, then finer and '
