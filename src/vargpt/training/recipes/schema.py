@@ -112,17 +112,23 @@ class InitSection(_Section):
     come from there. The others fill one part of a model whose sizes `model:` gives: `backbone` a Qwen2-VL model,
     `image_tokenizer` and `decoder` files of tensors with the published names (without their prefix); where a file holds
     several groups of tensors, `FILE#GROUP` names one. `image_tokenizer` may also be a model's folder: its tokenizer.
+
+    A whole model may grow (`vargpt.training.weights.growth`): `depths` gives parts of it more layers, which begin as
+    doing nothing, and `image_tokenizer` (of the sizes in `model:`) replaces its own.
     """
 
     model: str | None = None
     backbone: str | None = None
     image_tokenizer: str | None = None
     decoder: str | None = None
+    depths: dict[Literal["vision", "backbone", "decoder"], Annotated[int, Field(gt=0)]] = {}
 
     @model_validator(mode="after")
     def _whole_or_parts(self) -> Self:
-        if self.model is not None and (self.backbone or self.image_tokenizer or self.decoder):
-            raise ValueError("init.model is a whole model: leave out backbone, image_tokenizer and decoder")
+        if self.model is not None and (self.backbone or self.decoder):
+            raise ValueError("init.model is a whole model: leave out backbone and decoder")
+        if self.model is None and self.depths:
+            raise ValueError("init.depths are those of a whole model that grows: name it with init.model")
         return self
 
 

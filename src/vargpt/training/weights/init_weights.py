@@ -39,13 +39,14 @@ from vargpt.checkpoint.official_keys import (
 )
 from vargpt.checkpoint.strict import check_keys
 from vargpt.checkpoint.tensor_files import StoredTensor, list_folder, list_tensors
-from vargpt.configuration import VargptConfig
+from vargpt.configuration import ImageTokenizerConfig, VargptConfig
 from vargpt.image_tokenizer import ImageTokenizer
 from vargpt.image_tokenizer.initialization import initialize
 from vargpt.model.modeling import VargptForConditionalGeneration
 from vargpt.processing.processor import VargptProcessor
 from vargpt.training.recipes.schema import DpoStage, Recipe, SftStage
 from vargpt.training.weights.build import build_config, build_model, build_processor
+from vargpt.training.weights.growth import BIT_WEIGHTS, deepened, depth_of, set_depth
 from vargpt.training.weights.trainable import TRAINABLE
 
 Given = dict[str, Callable[[], Tensor]]
@@ -153,7 +154,29 @@ def _whole(recipe: Recipe, folder: Path) -> VargptForConditionalGeneration:
         name: partial(source.load, weight_dtype(recipe, name, len(source.shape)), cpu, scratch)
         for name, source in sources.items()
     }
+    if recipe.init.depths or recipe.init.image_tokenizer is not None:
+        model, given = _grown(config, given, recipe, folder)
     return _filled(model, given, recipe)
+
+
+def _grown(
+    config: VargptConfig, given: Given, recipe: Recipe, folder: Path
+) -> tuple[VargptForConditionalGeneration, Given]:
+    """A whole model with the recipe's depths and image tokenizer; what those leave open is drawn from the seed."""
+    for part, depth in recipe.init.depths.items():
+        try:
+            given = deepened(given, part, depth_of(config, part), depth)
+        except ValueError as error:
+            raise ValueError(f"init.depths.{part}: {folder}: {error}") from error
+        set_depth(config, part, depth)
+    if recipe.init.image_tokenizer is not None:
+        config.image_tokenizer = ImageTokenizerConfig(**recipe.model.image_tokenizer.model_dump())
+        given = {name: read for name, read in given.items() if not name.startswith(BIT_WEIGHTS)}
+        given |= _image_tokenizer(recipe.init.image_tokenizer, config)
+    with torch.device("meta"):
+        model = VargptForConditionalGeneration(config)
+    _draw_the_rest(model, given, recipe)
+    return model, given
 
 
 def _filled(model: VargptForConditionalGeneration, given: Given, recipe: Recipe) -> VargptForConditionalGeneration:
