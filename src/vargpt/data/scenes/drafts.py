@@ -33,7 +33,7 @@ def draft(scene: Scene, caption: str | None = None) -> str:
     Args:
         caption: of the scene, which names the things in the order that is wanted; None: reading order.
     """
-    order = sorted(range(len(scene.things)), key=lambda index: (_cell(scene.things[index])[::-1], index))
+    order = sorted(range(len(scene.things)), key=lambda index: (cell(scene.things[index])[::-1], index))
     if caption is not None:
         order = _as_mentioned(scene, caption, order)
     told = ", ".join(_told(scene, index) for index in order)
@@ -64,10 +64,11 @@ def _said(mention: Mention) -> int:
 
 def _told(scene: Scene, index: int) -> str:
     thing = scene.things[index]
-    column, row = _cell(thing)
+    column, row = cell(thing)
     covered = any(scene.overlaps(index, later) for later in range(index + 1, len(scene.things)))
     return f"{article(noun(thing, Said(size=True)))} at {column} {row}" + (" behind" if covered else "")
 
 
-def _cell(thing: Thing) -> tuple[int, int]:
+def cell(thing: Thing) -> tuple[int, int]:
+    """Column and row of the tenth of the picture that a thing lies in."""
     return min(int(thing.x * CELLS), CELLS - 1), min(int(thing.y * CELLS), CELLS - 1)

@@ -15,6 +15,7 @@ from PIL import Image
 from vargpt.data.instructions import caption_conversation, drafted, draw_conversation, edit_conversation
 from vargpt.data.scenes.drafts import DRAFT_QUESTION, draft
 from vargpt.data.scenes.edits import Edit, make_edit
+from vargpt.data.scenes.inventories import inventory
 from vargpt.data.scenes.questions import Question, ask_several
 from vargpt.data.scenes.render import render_image
 from vargpt.data.scenes.sampler import Kind, sample_scene
@@ -65,6 +66,7 @@ def scene_example(
     long_captions: float = 0.0,
     questions: int = 1,
     drafts: float = 0.0,
+    inventories: float = 0.0,
 ) -> SceneExample:
     """Make one example.
 
@@ -75,6 +77,7 @@ def scene_example(
         questions: how many a conversation of `question` asks, each at most once; fewer where chance finds fewer.
         drafts: chance that `draw` and `edit` say what they will show first, and that `caption` says it of its picture
             (`vargpt.data.scenes.drafts`).
+        inventories: chance that `caption` says of every shape what it is like (`vargpt.data.scenes.inventories`).
 
     Raises:
         ValueError: for an unknown task, split or kind.
@@ -97,6 +100,9 @@ def scene_example(
         conversation = draw_conversation(caption, image, generator, variety)
         if generator.random() < drafts:
             conversation = drafted(conversation, draft(scene, caption))
+    elif inventories and generator.random() < inventories:
+        asked_for, caption = inventory(scene, generator)
+        conversation = Conversation(messages=(user(ImagePart(image=image), asked_for), assistant(caption)))
     elif generator.random() < drafts:
         caption = draft(scene)
         conversation = Conversation(messages=(user(ImagePart(image=image), DRAFT_QUESTION), assistant(caption)))

@@ -25,6 +25,7 @@ class ScenesSource:
         kinds: of scenes (of the sources of edits), as often as each is among all; every kind where None.
         questions: asked about one scene, at most (validation asks one).
         long_captions: share of captions in sentences, in training and validation.
+        inventories: share of captions that say of every shape what it is like.
         drafts: share of drawings and edits that say first what they will show, and of captions that say it of theirs.
     """
 
@@ -40,13 +41,15 @@ class ScenesSource:
         questions: int = 1,
         long_captions: float = 0.0,
         drafts: float = 0.0,
+        inventories: float = 0.0,
     ) -> None:
         if count < 1:
             raise ValueError(f"source {name!r}: count must be at least 1, got {count}")
         self.name = name
         self._kinds: list[Kind] | None = None if kinds is None else _known_kinds(name, kinds)
         self._count, self._side, self._seed = count, side, seed
-        self._questions, self._long_captions, self._drafts = questions, long_captions, drafts
+        self._questions, self._long_captions = questions, long_captions
+        self._drafts, self._inventories = drafts, inventories
 
     def count(self, task: Task) -> int:
         """As many as were asked for, for each task."""
@@ -61,7 +64,7 @@ class ScenesSource:
         side, kind = self._side, self._kind(task, index)
         example = scene_example(
             self._seed, index, task, height=side, width=side, split="validation", kind=kind, variety=0.0,
-            long_captions=self._long_captions, drafts=self._drafts,
+            long_captions=self._long_captions, drafts=self._drafts, inventories=self._inventories,
         )  # fmt: skip
         return example.conversation
 
@@ -73,6 +76,7 @@ class ScenesSource:
         example = scene_example(
             self._seed, index, task, height=side, width=side, kind=kind, variety=variety,
             questions=self._questions, long_captions=self._long_captions, drafts=self._drafts,
+            inventories=self._inventories,
         )  # fmt: skip
         return Sample(f"{task} {index}", example.conversation)
 
