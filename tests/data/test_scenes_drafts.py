@@ -101,6 +101,16 @@ def test_examples_with_drafts_say_them_and_are_else_the_same() -> None:
     assert said(caption.conversation) == [draft(caption.scene)] == [caption.prompt]
 
 
+def test_questions_are_asked_after_the_draft_of_their_picture() -> None:
+    for index in range(8):
+        plain, noted = (scene_example(0, index, "question", questions=2, drafts=share) for share in (0.0, 1.0))
+        picture, words = plain.conversation.messages[0].content
+        looked, notes, asked, *rest = noted.conversation.messages
+        assert looked.content == (picture, TextPart(text=DRAFT_QUESTION)) and asked.content == (words,)
+        assert notes.content == (TextPart(text=draft(noted.scene)),)
+        assert tuple(rest) == plain.conversation.messages[1:]
+
+
 def test_the_share_of_drafts_is_the_sources() -> None:
     def share(drafts: float) -> float:
         source = ScenesSource("drafted", 200, 16, drafts=drafts)

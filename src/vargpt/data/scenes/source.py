@@ -75,8 +75,8 @@ def scene_example(
         variety: chance of another wording than the canonical one, of the caption and of the request each.
         long_captions: chance of a caption of full sentences in `draw` and `caption`.
         questions: how many a conversation of `question` asks, each at most once; fewer where chance finds fewer.
-        drafts: chance that `draw` and `edit` say what they will show first, and that `caption` says it of its picture
-            (`vargpt.data.scenes.drafts`).
+        drafts: chance that `draw` and `edit` say what they will show first, that `caption` says it of its picture, and
+            that `question` is asked after its picture was described so (`vargpt.data.scenes.drafts`).
         inventories: chance that `caption` says of every shape what it is like (`vargpt.data.scenes.inventories`).
 
     Raises:
@@ -93,6 +93,8 @@ def scene_example(
     if task == "question":
         asked = ask_several(scene, generator, questions)
         conversation = question_conversation(image, *asked)
+        if generator.random() < drafts:
+            conversation = noted(conversation, DRAFT_QUESTION, draft(scene))
         return SceneExample("question", conversation, scene, asked[0].text, question=asked[0])
     worded = generator if generator.random() < variety else None
     caption = (long_caption if generator.random() < long_captions else short_caption)(scene, worded)
@@ -117,6 +119,13 @@ def question_conversation(image: Image.Image, question: Question, *more: Questio
     for other in more:
         messages += [user(other.text), assistant(other.answer)]
     return Conversation(messages=tuple(messages))
+
+
+def noted(conversation: Conversation, first: str, notes: str) -> Conversation:
+    """A conversation about one picture, which begins with another question that is answered by notes."""
+    (picture, *words), *rest = conversation.messages[0].content, *conversation.messages[1:]
+    opening = (user(picture, first), assistant(notes), user(*words))
+    return Conversation(messages=(*opening, *rest))
 
 
 def _edit_example(
