@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vargpt.evaluation.subject import Subject
 from vargpt.inference.dialogue import Dialogue
 from vargpt.inference.drafting import write_drafts
 from vargpt.inference.pipeline import VargptPipeline
-from vargpt.inference.requests import draw_request
+from vargpt.inference.requests import draw_request, edit_request
 from vargpt.preferences.sample import ModelPainter
 from vargpt.processing.conversation import Conversation, TextPart
 
@@ -112,3 +113,19 @@ def test_a_dialogue_remembers_its_drafts(drafting: VargptPipeline) -> None:
 def test_a_given_draft_is_for_one_prompt_and_says_something(pipeline: VargptPipeline, prompts, draft) -> None:
     with pytest.raises(ValueError, match="a given draft is for one prompt and not empty"):
         pipeline.draw(prompts, draft=draft)
+
+
+def test_the_draft_of_an_edit_is_the_likeliest_and_that_of_a_drawing_is_not(drafting: VargptPipeline) -> None:
+    picture = Image.new("RGB", (64, 64), "red")
+    requests = [
+        edit_request(drafting.model.config, picture, "make it blue"),
+        draw_request(drafting.model.config, "cat"),
+    ]
+    first, second = (write_drafts(drafting, requests * 2, [seed, seed, seed, seed]) for seed in (0, 1))
+    assert first[0] == first[2] == second[0] == second[2]
+    assert first[1] == first[3] != second[1]
+    edited = drafting.edit(picture, "make it blue", seed=1)
+    dialogue = Dialogue(drafting, seed=1)
+    dialogue.show(picture)
+    assert edited.drafts == [first[0]]
+    assert np.array_equal(np.asarray(dialogue.edit("make it blue").image), pixels(edited)[0])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 from torch import Tensor
 
-from vargpt.inference.drafting import continue_drafts
+from vargpt.inference.drafting import continue_drafts, shows_a_picture
 from vargpt.inference.habits import Memory
 from vargpt.inference.looking import with_notes
 from vargpt.inference.pipeline import Picture, StepCallback, VargptPipeline
@@ -119,7 +119,8 @@ class Dialogue:
     def _picture_turn(self, request: Conversation, callback: StepCallback | None) -> Drawn:
         if self.pipeline.habits.draft:
             inputs = self._inputs(request.messages)
-            request = opened(request, continue_drafts(self.pipeline, inputs, [self.seed])[0])
+            drafts = continue_drafts(self.pipeline, inputs, [self.seed], read=shows_a_picture(request))
+            request = opened(request, drafts[0])
         settings = replace(self._settings, force_image=True, stop_after_image=True)
         drawn = [piece for piece in self._turn(request.messages, settings, callback) if isinstance(piece, Drawn)]
         return drawn[0]
