@@ -26,7 +26,6 @@ def test_scenes_open_without_files_and_repeat_themselves():
         long_captions=None,
         drafts=None,
         inventories=None,
-        glances=None,
     )
     source = open_source("world", settings, side=32)
     assert source.tasks == {"draw", "caption", "question", "edit"}
@@ -53,7 +52,6 @@ def test_scenes_of_some_kinds_only():
         long_captions=None,
         drafts=None,
         inventories=None,
-        glances=None,
     )
     source = open_source("easy", settings, side=32)
     drawn = [source.sample("draw", index, random.Random(0), 0.0).conversation for index in range(100)]
@@ -85,7 +83,7 @@ def test_what_validation_shows_is_in_no_sample():
 def test_questions_and_long_captions_are_settings_of_the_source():
     settings = SimpleNamespace(
         format="scenes", path=".", images=None, on_error="stop", count=50, kinds=["two"], questions=4,
-        long_captions=1.0, drafts=None, inventories=None, glances=None,
+        long_captions=1.0, drafts=None, inventories=None,
     )  # fmt: skip
     source = open_source("told", settings, side=32)
     asked = source.sample("question", 3, random.Random(0), 0.0).conversation
@@ -100,15 +98,9 @@ def test_questions_and_long_captions_are_settings_of_the_source():
             0, 3, "caption", height=32, width=32, split=split, kind="two", variety=0.0, long_captions=1.0
         )
         assert made == long.conversation and long.prompt.endswith(".")
-    for wrong, value in (
-        ("questions", 4),
-        ("long_captions", 1.0),
-        ("drafts", 1.0),
-        ("inventories", 1.0),
-        ("glances", 1.0),
-    ):
+    for wrong, value in (("questions", 4), ("long_captions", 1.0), ("drafts", 1.0), ("inventories", 1.0)):
         none = {"count": None, "kinds": None, "questions": None, "long_captions": None, "drafts": None}
-        none |= {"inventories": None, "glances": None}
+        none["inventories"] = None
         with pytest.raises(ValueError, match=f"{wrong} is for scenes only, got it with tar"):
             open_source("told", SimpleNamespace(**{**vars(settings), **none, "format": "tar", wrong: value}))
 
@@ -116,7 +108,7 @@ def test_questions_and_long_captions_are_settings_of_the_source():
 def test_drafts_are_a_setting_of_the_source():
     settings = SimpleNamespace(
         format="scenes", path=".", images=None, on_error="stop", count=50, kinds=["two"], questions=None,
-        long_captions=None, drafts=1.0, inventories=None, glances=None,
+        long_captions=None, drafts=1.0, inventories=None,
     )  # fmt: skip
     source = open_source("drafted", settings, side=32)
     for task in ("draw", "caption", "edit"):

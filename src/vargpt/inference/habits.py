@@ -35,7 +35,7 @@ class Habits:
             model that never saw a second turn.
         domains: what it was trained on, as far as demo and evaluation know it; empty: not said.
         draft: the model learned to say what a picture will show before it draws it (`vargpt.data.scenes.drafts`).
-        notes: it learned to look up what a question is about before it answers (`vargpt.inference.looking`).
+        notes: it learned to write down what is where before it answers a question (`vargpt.inference.looking`).
     """
 
     sampling: Sampling = field(default_factory=Sampling.official)

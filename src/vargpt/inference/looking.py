@@ -1,11 +1,10 @@
-"""Notes: a model looks up what a question about a picture is about before it answers (docs/scenes.md).
+"""Notes: a model writes down what is where in a picture before it answers a question about it (docs/scenes.md).
 
-Asked "what color is the star?", a small reader has to find a shape among all that it sees, what is asked of it, and the
-answer in one step. Told to look first, it writes down "star red" and then has the answer before its eyes. The notes
-stand before the question as a turn of their own, as they did in training (`vargpt.data.scenes.glances`).
+Asked "what color is the star?", a small reader has to find a shape among all that it sees; what it writes down first it
+can look up. The notes stand before the question as a turn of their own, as they did in training.
 
-Invariant: notes depend on their picture and question alone (words are greedy), and a question for a picture's caption,
-which needs none, is left as it is.
+Invariant: notes depend on their picture alone (words are greedy), and a question for a picture's caption, which needs
+none, is left as it is.
 """
 
 from __future__ import annotations
@@ -16,16 +15,14 @@ from typing import TYPE_CHECKING
 
 from vargpt.data.instructions import CAPTION_QUESTION, CAPTION_QUESTIONS
 from vargpt.data.scenes.drafts import DRAFT_QUESTION
-from vargpt.data.scenes.glances import LOOK
 from vargpt.model.events import Finished
 from vargpt.processing.conversation import Conversation, ImagePart, TextPart, assistant, user
 
 if TYPE_CHECKING:
     from vargpt.inference.pipeline import VargptPipeline
 
-_TOLD_TO_LOOK = LOOK.partition("{")[0]
-_LONGEST = 96
-"""Tokens of notes; those about five things take about 40."""
+_LONGEST = 192
+"""Tokens of notes; a scene of five things takes about 100."""
 
 
 def with_notes(
@@ -49,23 +46,19 @@ def asks_about_a_picture(conversation: Conversation) -> bool:
     picture, words = last.content
     if not (isinstance(picture, ImagePart) and isinstance(words, TextPart)):
         return False
-    text = words.text.strip().casefold()
-    return text not in {DRAFT_QUESTION, CAPTION_QUESTION, *CAPTION_QUESTIONS} and not text.startswith(_TOLD_TO_LOOK)
+    return words.text.strip().casefold() not in {DRAFT_QUESTION, CAPTION_QUESTION, *CAPTION_QUESTIONS}
 
 
 def _look(conversation: Conversation) -> Conversation:
-    """The same conversation, with a look at what its question is about in the place of that question."""
+    """The same conversation with the question for notes in the place of its own."""
     *earlier, last = conversation.messages
-    picture, words = last.content
-    assert isinstance(words, TextPart)
-    return Conversation(messages=(*earlier, user(picture, LOOK.format(question=words.text.strip()))))
+    return Conversation(messages=(*earlier, user(last.content[0], DRAFT_QUESTION)))
 
 
 def _noted(conversation: Conversation, notes: str) -> Conversation:
-    if not notes:
-        return conversation
-    question = conversation.messages[-1].content[1]
-    return Conversation(messages=(*_look(conversation).messages, assistant(notes), user(question)))
+    *earlier, last = conversation.messages
+    opening = (user(last.content[0], DRAFT_QUESTION), assistant(notes))
+    return Conversation(messages=(*earlier, *opening, user(*last.content[1:]))) if notes else conversation
 
 
 def _write(pipeline: VargptPipeline, conversations: list[Conversation]) -> list[str]:

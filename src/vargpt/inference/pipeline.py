@@ -258,7 +258,7 @@ class VargptPipeline:
             messages: a question, a `Conversation`, or a list of {"role", "content"}, where a content is a string or a
                 list of strings, pictures and parts such as {"type": "image", "image": PATH}.
             temperature, top_k, top_p: of the words; temperature 0 takes the likeliest.
-            notes: whether the model looks up what a question about a picture is about before it answers; None: its
+            notes: whether the model writes down what is where before it answers a question about a picture; None: its
                 habit.
         """
         words = _given(text_temperature=temperature, text_top_k=top_k, text_top_p=top_p)

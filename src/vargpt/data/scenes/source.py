@@ -7,7 +7,6 @@ resumed, repeated and shared out in any way.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,14 +15,13 @@ from PIL import Image
 from vargpt.data.instructions import caption_conversation, drafted, draw_conversation, edit_conversation
 from vargpt.data.scenes.drafts import DRAFT_QUESTION, draft
 from vargpt.data.scenes.edits import Edit, make_edit
-from vargpt.data.scenes.glances import LOOK, glance
 from vargpt.data.scenes.inventories import inventory
 from vargpt.data.scenes.questions import Question, ask_several
 from vargpt.data.scenes.render import render_image
 from vargpt.data.scenes.sampler import Kind, sample_scene
 from vargpt.data.scenes.words import long_caption, short_caption
 from vargpt.data.scenes.world import Scene, Split
-from vargpt.processing.conversation import Conversation, ImagePart, Message, assistant, user
+from vargpt.processing.conversation import Conversation, ImagePart, assistant, user
 
 SceneTask = Literal["draw", "caption", "question", "edit"]
 TASKS: tuple[SceneTask, ...] = get_args(SceneTask)
@@ -69,7 +67,6 @@ def scene_example(
     questions: int = 1,
     drafts: float = 0.0,
     inventories: float = 0.0,
-    glances: float = 0.0,
 ) -> SceneExample:
     """Make one example.
 
@@ -80,7 +77,6 @@ def scene_example(
         questions: how many a conversation of `question` asks, each at most once; fewer where chance finds fewer.
         drafts: chance that `draw` and `edit` say what they will show first, that `caption` says it of its picture, and
             that `question` is asked after its picture was described so (`vargpt.data.scenes.drafts`).
-        glances: chance that every `question` follows a look at what it is about (`vargpt.data.scenes.glances`).
         inventories: chance that `caption` says of every shape what it is like (`vargpt.data.scenes.inventories`).
 
     Raises:
@@ -99,8 +95,6 @@ def scene_example(
         conversation = question_conversation(image, *asked)
         if generator.random() < drafts:
             conversation = noted(conversation, DRAFT_QUESTION, draft(scene))
-        elif glances and generator.random() < glances:
-            conversation = looked_up(image, scene, asked)
         return SceneExample("question", conversation, scene, asked[0].text, question=asked[0])
     worded = generator if generator.random() < variety else None
     caption = (long_caption if generator.random() < long_captions else short_caption)(scene, worded)
@@ -124,16 +118,6 @@ def question_conversation(image: Image.Image, question: Question, *more: Questio
     messages = [user(ImagePart(image=image), question.text), assistant(question.answer)]
     for other in more:
         messages += [user(other.text), assistant(other.answer)]
-    return Conversation(messages=tuple(messages))
-
-
-def looked_up(image: Image.Image, scene: Scene, questions: Sequence[Question]) -> Conversation:
-    """Questions about an image, each after a look at what it is about."""
-    messages: list[Message] = []
-    for question in questions:
-        first = [] if messages else [ImagePart(image=image)]
-        messages += [user(*first, LOOK.format(question=question.text)), assistant(glance(scene, question))]
-        messages += [user(question.text), assistant(question.answer)]
     return Conversation(messages=tuple(messages))
 
 

@@ -38,7 +38,7 @@ class SourceSettings(Protocol):
         path: a file, a folder, or a glob pattern; relative to the data folder.
         images: folder that image names are relative to; that of the first file by default.
         count: how many scenes there are; for `scenes` only.
-        kinds, questions, long_captions, drafts, inventories, glances: of scenes; for `scenes` only.
+        kinds, questions, long_captions, drafts, inventories: of scenes; for `scenes` only.
     """
 
     @property
@@ -61,8 +61,6 @@ class SourceSettings(Protocol):
     def drafts(self) -> float | None: ...
     @property
     def inventories(self) -> float | None: ...
-    @property
-    def glances(self) -> float | None: ...
 
 
 def open_source(
@@ -148,7 +146,7 @@ def find_files(name: str, root: Path, settings: SourceSettings) -> list[Path]:
 def _check_settings(name: str, settings: SourceSettings) -> None:
     if settings.count is not None and settings.format != "scenes":
         raise ValueError(f"source {name!r}: count is for scenes only, got it with {settings.format}")
-    for setting in ("kinds", "questions", "long_captions", "drafts", "inventories", "glances"):
+    for setting in ("kinds", "questions", "long_captions", "drafts", "inventories"):
         if getattr(settings, setting) is not None and settings.format != "scenes":
             raise ValueError(f"source {name!r}: {setting} is for scenes only, got it with {settings.format}")
     if settings.images is not None and settings.format in ("folder", "scenes", "tar"):
@@ -187,7 +185,6 @@ def _open(
             settings.long_captions or 0.0,
             settings.drafts or 0.0,
             settings.inventories or 0.0,
-            settings.glances or 0.0,
         )
         return source, [], 0
     paths = find_files(name, root, settings)

@@ -142,8 +142,7 @@ class SourceSection(_Section):
     (`vargpt.data.scenes.sampler.KIND_WEIGHTS`): all where it is left out. `questions` about one scene, in one
     conversation, where it is asked about. `long_captions`: share of captions that tell all there is in sentences.
     `drafts`: share of drawings and edits whose answer says first what it will show, and of captions that say it
-    (`vargpt.data.scenes.drafts`). `inventories`: share of captions that say of every shape what it is like. `glances`:
-    share of conversations whose questions each follow a look at what they are about.
+    (`vargpt.data.scenes.drafts`). `inventories`: share of captions that say of every shape what it is like.
     """
 
     format: Literal["folder", "scenes", "conversations", "official", "official-preferences", "llava", "tar", "parquet"]
@@ -157,7 +156,6 @@ class SourceSection(_Section):
     long_captions: float | None = Field(None, ge=0, le=1)
     drafts: float | None = Field(None, ge=0, le=1)
     inventories: float | None = Field(None, ge=0, le=1)
-    glances: float | None = Field(None, ge=0, le=1)
 
 
 class DataEntry(_Section):
