@@ -315,8 +315,7 @@ def evaluate(
     drafts: Annotated[
         bool | None,
         typer.Option(
-            "--drafts/--at-once",
-            help="Say first what a picture will show or shows, or draw and answer at once. [default: the model's]",
+            "--drafts/--at-once", help="Say first what a picture will show, or draw at once. [default: the model's]"
         ),
     ] = None,
     dtype: DtypeOption = None,

@@ -37,7 +37,7 @@ _DRAW_WISHES = (
 )
 _DRAW_ANSWERS = ("", "", "Here is {name}.", "I drew {name}.", "Here you are.", "{name}:")
 
-CAPTION_QUESTIONS = (
+_CAPTION_QUESTIONS = (
     "what does this show?",
     "what can you see?",
     "name this picture",
@@ -119,7 +119,7 @@ def caption_conversation(
         return canonical_caption(image, name)
     if style == "rich":
         return rich_instructions.caption(image, name, generator)
-    question = generator.choice(CAPTION_QUESTIONS)
+    question = generator.choice(_CAPTION_QUESTIONS)
     part = ImagePart(image=image)
     asked = user(part, question) if generator.random() < 0.5 else user(question + " ", part)
     return Conversation(messages=(asked, assistant(name)))
@@ -160,7 +160,7 @@ def template_texts(style: Style = "short") -> list[str]:
     ]
     framed = (*_DRAW_WISHES, *_DRAW_ANSWERS, *_EDIT_FRAMES)
     fixed = [text.replace("{name}", "").replace("{instruction}", "") for text in framed]
-    texts = [CAPTION_QUESTION, *draws, *fixed, *CAPTION_QUESTIONS, *_EDIT_ANSWERS]
+    texts = [CAPTION_QUESTION, *draws, *fixed, *_CAPTION_QUESTIONS, *_EDIT_ANSWERS]
     return [text for text in texts if text]
 
 

@@ -142,7 +142,6 @@ def describe(subject: Subject) -> dict[str, Any]:
             "top_p": sampling.top_p,
         },
         "drafts": subject.drafts,
-        "notes": subject.notes,
         "image_size": [height, width],
         "scales": subject.schedule.num_scales,
         "dtype": str(pipeline.dtype).removeprefix("torch."),

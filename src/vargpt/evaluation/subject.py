@@ -18,7 +18,6 @@ from vargpt.data.instructions import CAPTION_QUESTION
 from vargpt.data.scenes.checker import Reading
 from vargpt.evaluation.reading import SceneReader
 from vargpt.inference.drafting import with_drafts
-from vargpt.inference.looking import with_notes
 from vargpt.inference.pipeline import VargptPipeline
 from vargpt.inference.requests import draw_request, edit_request
 from vargpt.model.events import Finished, ImageDone
@@ -37,7 +36,7 @@ class Subject:
         schedule: of pictures; the model's own square by default.
         batch_size: how many conversations the model continues at once.
         workers: processes that read pictures into scenes.
-        drafts: whether the model says first what it will draw, and what it sees before it answers; None: its habits.
+        drafts: whether the model says first what it will draw; None: its habit.
 
     Raises:
         ValueError: for a batch or number of workers below one.
@@ -59,7 +58,6 @@ class Subject:
         self.schedule = schedule or pipeline.model.config.schedule()
         self.batch_size = batch_size
         self.drafts = pipeline.habits.draft if drafts is None else drafts
-        self.notes = pipeline.habits.notes if drafts is None else drafts
         self._reader = SceneReader(workers)
 
     def __enter__(self) -> Self:
@@ -93,11 +91,9 @@ class Subject:
         return Conversation(messages=(user(ImagePart(image=image), text),))
 
     def answers(self, conversations: Sequence[Conversation], max_new_tokens: int = 48) -> list[str]:
-        """Greedy answers in words, in order; the model may not draw. With `notes` it writes down what it sees first."""
+        """Greedy answers in words, in order; the model may not draw."""
         settings = Sampling(max_new_tokens=max_new_tokens, max_images=0)
         found: list[str] = []
-        if self.notes:
-            conversations = with_notes(self.pipeline, conversations, self.batch_size)
         for batch in self._batches(conversations):
             answers = [""] * len(batch)
             for event in self.pipeline.model.generate(self.pipeline.inputs(batch), settings):

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from vargpt.inference.drafting import continue_drafts, shows_a_picture
 from vargpt.inference.habits import Memory
-from vargpt.inference.looking import with_notes
 from vargpt.inference.pipeline import Picture, StepCallback, VargptPipeline
 from vargpt.inference.requests import draw_request, edit_request, opened
 from vargpt.inference.sizes import choose_schedule
@@ -91,14 +90,8 @@ class Dialogue:
         parts: list[ImagePart | TextPart] = [TextPart(text=words)]
         if self.picture is not None and (self._unseen or self.memory == "picture"):
             parts.insert(0, ImagePart(image=self.picture))
-        request = self._noted((Message(role="user", content=tuple(parts)),))
+        request = (Message(role="user", content=tuple(parts)),)
         return self._turn(request, replace(self._settings, force_image=False), callback_on_step_end)
-
-    def _noted(self, request: tuple[Message, ...]) -> tuple[Message, ...]:
-        """A question about a picture after the model's notes of it, where it has the habit."""
-        if not self.pipeline.habits.notes:
-            return request
-        return with_notes(self.pipeline, [Conversation(messages=request)])[0].messages
 
     def draw(self, prompt: str, callback_on_step_end: StepCallback | None = None) -> Drawn:
         """Ask for a picture, which becomes the current one."""

@@ -3,7 +3,7 @@
 Invariant: recommendations change defaults only; whatever a caller asks for wins.
 
     {"guidance_scale": 2.0, "temperature": 0.5, "top_p": 0.97, "bare_names": true, "memory": "picture",
-     "domains": ["scenes", "emoji"], "draft": true, "notes": true}
+     "domains": ["scenes", "emoji"], "draft": true}
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ class Habits:
             model that never saw a second turn.
         domains: what it was trained on, as far as demo and evaluation know it; empty: not said.
         draft: the model learned to say what a picture will show before it draws it (`vargpt.data.scenes.drafts`).
-        notes: it learned to write down what is where before it answers a question (`vargpt.inference.looking`).
     """
 
     sampling: Sampling = field(default_factory=Sampling.official)
@@ -43,7 +42,6 @@ class Habits:
     memory: Memory = "all"
     domains: tuple[Domain, ...] = ()
     draft: bool = False
-    notes: bool = False
 
     def subject(self, prompt: str) -> str:
         """The prompt as the model knows such words."""
@@ -68,15 +66,16 @@ def read_habits(folder: Path) -> Habits:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         sampling = Sampling.official(**{name: values[name] for name in _SAMPLING_KEYS if name in values})
         memory, bare_names = values.get("memory", "all"), values.get("bare_names", False)
-        draft, notes = values.get("draft", False), values.get("notes", False)
+        draft = values.get("draft", False)
         domains = tuple(values.get("domains", ()))
         domains_known = set(domains) <= set(get_args(Domain))
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: expected JSON with settings such as guidance_scale ({error})") from error
-    switches = {"bare_names": bare_names, "draft": draft, "notes": notes}
-    if memory not in ("all", "picture") or not all(isinstance(value, bool) for value in switches.values()):
-        told = ", ".join(f"{name}: {value}" for name, value in {"memory": memory, **switches}.items())
-        raise ValueError(f"{path}: memory is 'all' or 'picture', {', '.join(switches)} true or false, got {told}")
+    if memory not in ("all", "picture") or not isinstance(bare_names, bool) or not isinstance(draft, bool):
+        raise ValueError(
+            f"{path}: memory is 'all' or 'picture', bare_names and draft true or false, "
+            f"got {memory}, {bare_names}, {draft}"
+        )
     if not domains_known:
         raise ValueError(f"{path}: domains lists some of {', '.join(get_args(Domain))}, got {values['domains']}")
-    return Habits(sampling, bare_names, memory, domains, draft, notes)
+    return Habits(sampling, bare_names, memory, domains, draft)

@@ -20,7 +20,6 @@ from vargpt.checkpoint.loading import resolve_folder
 from vargpt.configuration import Behaviour
 from vargpt.inference.drafting import Draft, choose_drafts
 from vargpt.inference.habits import Habits, read_habits
-from vargpt.inference.looking import with_notes
 from vargpt.inference.pictures import OUTPUT_TYPES, OutputType, composite, to_output
 from vargpt.inference.requests import draw_request, edit_request, opened, prompt_free_request
 from vargpt.inference.sizes import choose_schedule, nearest_schedule
@@ -250,7 +249,6 @@ class VargptPipeline:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
-        notes: bool | None = None,
     ) -> Iterator[str]:
         """Stream the answer to a conversation, piece by piece. It speaks only: `Dialogue` draws too.
 
@@ -258,17 +256,13 @@ class VargptPipeline:
             messages: a question, a `Conversation`, or a list of {"role", "content"}, where a content is a string or a
                 list of strings, pictures and parts such as {"type": "image", "image": PATH}.
             temperature, top_k, top_p: of the words; temperature 0 takes the likeliest.
-            notes: whether the model writes down what is where before it answers a question about a picture; None: its
-                habit.
         """
         words = _given(text_temperature=temperature, text_top_k=top_k, text_top_p=top_p)
         settings = replace(
             self.sampling, max_new_tokens=max_new_tokens, max_images=0, seeds=[seed], guidance_scale=1.0, **words
         )
-        conversations = [parse_messages(messages)]
-        if self.habits.notes if notes is None else notes:
-            conversations = with_notes(self, conversations)
-        return self._words(self.inputs(conversations), settings)
+        inputs = self.inputs([parse_messages(messages)])
+        return self._words(inputs, settings)
 
     def _words(self, inputs: ModelInputs, settings: Sampling) -> Iterator[str]:
         text = TextStream(self.processor.tokenizer)

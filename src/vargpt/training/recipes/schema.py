@@ -402,7 +402,6 @@ class HabitsSection(_Section):
     memory: Literal["all", "picture"] | None = None
     domains: list[Literal["scenes", "emoji"]] | None = None
     draft: bool | None = None
-    notes: bool | None = None
 
 
 class Recipe(_Section):
