@@ -6,106 +6,20 @@ Invariant: a section that validates is complete and consistent by itself; what n
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from vargpt.configuration import Behaviour
 from vargpt.image_tokenizer.training_loss import TokenizerLossWeights
 from vargpt.scales import NUM_TEMPLATE_SCALES, ScaleSchedule
 from vargpt.training.loop.settings import LoopSettings
+from vargpt.training.recipes.sizes import ModelSection, ScheduleSection, Section, TextTokenizerSection
 
 StageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 """Lower-case letters, digits, - and _: it is the name of a folder."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class ScheduleSection(_Section):
-    """The grids that are trained: an aspect template and a prefix of its scales."""
-
-    template: float = 1.0
-    num_scales: int = 10
-
-
-class TextTokenizerSection(_Section):
-    """The byte-level BPE trained on the data's own words."""
-
-    vocab_size: int = Field(1024, ge=300)
-    system_prompt: str | None = None
-
-
-class ImageTokenizerSection(_Section):
-    """Sizes of the image tokenizer (`ImageTokenizerConfig`)."""
-
-    bits: int = 32
-    base_channels: int = 128
-    channel_multipliers: list[int] = [1, 2, 4, 4, 4]
-    num_res_blocks: int = 2
-    stride: int = 16
-    patch_size: int = 1
-
-
-class VisionSection(_Section):
-    """Sizes of the vision tower; `stem: convolution` reads pictures by convolutions (`vargpt.model.stem`)."""
-
-    stem: Literal["patch", "convolution"] = "patch"
-    depth: int = 4
-    embed_dim: int = 192
-    num_heads: int = 4
-    mlp_ratio: int = 4
-    patch_size: int = 8
-    image_side: int = 64
-
-
-class BackboneSection(_Section):
-    """Sizes of the language model."""
-
-    hidden_size: int = 256
-    intermediate_size: int = 704
-    num_hidden_layers: int = 6
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 2
-    mrope_section: list[int] = [8, 12, 12]
-
-
-class DecoderSection(_Section):
-    """Sizes of the next-scale decoder (`DecoderConfig`)."""
-
-    hidden_size: int = 256
-    num_heads: int = 4
-    depth: int = 4
-    drop_path_rate: float = 0.0
-
-
-class ModelSection(_Section):
-    """All sizes of a model that is trained from scratch, its behaviour preset, and the switches that differ from it.
-
-    The switches in `behaviour` (`vargpt.configuration.Behaviour`) hold for a model that `init` brings, too.
-    """
-
-    preset: Literal["vargpt", "official"] = "vargpt"
-    behaviour: dict[str, str | int] = Field(default_factory=dict)
-    image_tokenizer: ImageTokenizerSection = ImageTokenizerSection()
-    vision: VisionSection = VisionSection()
-    backbone: BackboneSection = BackboneSection()
-    decoder: DecoderSection = DecoderSection()
-
-    @field_validator("behaviour")
-    @classmethod
-    def _known_switches(cls, value: dict[str, str | int]) -> dict[str, str | int]:
-        Behaviour.from_any(value)
-        return value
-
-    def switched(self, behaviour: Behaviour | None = None) -> Behaviour:
-        """This behaviour, the preset's by default, with the recipe's switches."""
-        return replace(behaviour or Behaviour.from_any(self.preset), **self.behaviour)  # type: ignore[arg-type]
-
-
-class InitSection(_Section):
+class InitSection(Section):
     """Where weights come from before the first stage; without it the model is built from `model` and seeded.
 
     `model` is a folder or hub name of a whole model in our or the published layout; sizes, tokenizer and preset then
@@ -121,7 +35,7 @@ class InitSection(_Section):
     backbone: str | None = None
     image_tokenizer: str | None = None
     decoder: str | None = None
-    depths: dict[Literal["vision", "backbone", "decoder"], Annotated[int, Field(gt=0)]] = {}
+    depths: dict[Literal["vision", "backbone", "decoder"], Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _whole_or_parts(self) -> Self:
@@ -132,7 +46,7 @@ class InitSection(_Section):
         return self
 
 
-class SourceSection(_Section):
+class SourceSection(Section):
     """Where examples come from; `path` is taken from `--data` where it is relative.
 
     `folder`: images with `metadata.jsonl` (and `edits.jsonl`). `scenes`: drawn on the fly, `count` of them.
@@ -158,7 +72,7 @@ class SourceSection(_Section):
     inventories: float | None = Field(None, ge=0, le=1)
 
 
-class DataEntry(_Section):
+class DataEntry(Section):
     """A share of the samples: which source, used for which task, with which weight (normalised over the stage).
 
     `chat` takes whole conversations as they are; the other tasks are made from captions, edit pairs and questions.
@@ -169,7 +83,7 @@ class DataEntry(_Section):
     weight: float = Field(1.0, gt=0)
 
 
-class LoopSection(_Section):
+class LoopSection(Section):
     """The loop of one stage; see `LoopSettings` for units."""
 
     steps: int = Field(gt=0)
@@ -198,7 +112,7 @@ class LoopSection(_Section):
         return LoopSettings(**self.model_dump(), seed=seed)
 
 
-class TokenizerLossSection(_Section):
+class TokenizerLossSection(Section):
     """Weights of the image tokenizer's losses (`TokenizerLossWeights`)."""
 
     l1: float = 0.2
@@ -212,7 +126,7 @@ class TokenizerLossSection(_Section):
         return TokenizerLossWeights(**self.model_dump())
 
 
-class _StageSection(_Section):
+class _StageSection(Section):
     """What stages have in common.
 
     `resolution` is the side in pixels of a square image; slots, scales and grids all follow from it. None: the recipe's
@@ -244,7 +158,7 @@ class TokenizerStage(_TrainedStage):
     flip: bool = True
     zoom: float = Field(0.0, ge=0, lt=1)
     permute_colours: float = Field(0.0, ge=0, le=1)
-    resolutions: list[int] = []
+    resolutions: list[int] = Field(default_factory=list)
     workers: int = Field(0, ge=0, le=256)
 
 
@@ -262,7 +176,7 @@ TrainablePreset = Literal[
 """Named sets of parameters (spec 9.1); see `vargpt.training.weights.build.TRAINABLE`."""
 
 
-class LoraSection(_Section):
+class LoraSection(Section):
     """Low-rank adapters on the linear layers whose names match `targets` (a regular expression), beside `trainable`."""
 
     rank: int = Field(16, gt=0)
@@ -271,7 +185,7 @@ class LoraSection(_Section):
     targets: str = r"backbone\.language_model\..*_proj"
 
 
-class SamplingSection(_Section):
+class SamplingSection(Section):
     """How pictures are sampled."""
 
     guidance_scale: float = 1.0
@@ -279,7 +193,7 @@ class SamplingSection(_Section):
     top_p: float = Field(1.0, gt=0, le=1)
 
 
-class JudgeSection(_Section):
+class JudgeSection(Section):
     """Draw at evaluations and let a scorer judge (`vargpt.preferences.scorers`); the mean is `validation/score`."""
 
     scorer: str
@@ -392,7 +306,7 @@ def stage_entries(stage: TokenizerStage | SftStage | PairsStage | DpoStage) -> l
     return ([] if isinstance(stage, DpoStage) else stage.data) + ([] if judge is None else judge.data)
 
 
-class HabitsSection(_Section):
+class HabitsSection(Section):
     """What the finished model recommends for talking to it (`vargpt.inference.habits`); left out is not said."""
 
     guidance_scale: float | None = None
@@ -404,7 +318,7 @@ class HabitsSection(_Section):
     draft: bool | None = None
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole schedule: what is built and which stages train it, in order.
 
     `sources` names what the stages' data refer to; `data` always exists and is the folder of `--data`. `frozen_dtype`
