@@ -107,6 +107,14 @@ def test_a_draft_is_followed_printed_and_kept(vargpt, capsys: pytest.CaptureFixt
     assert "draft" in capsys.readouterr().err
 
 
+def test_a_draft_that_says_nothing_is_not_told(
+    vargpt, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vargpt.inference.pipeline.choose_drafts", lambda *_: [""])
+    assert vargpt("draw", "a green heart", "-o", "heart.png") == 0
+    assert "heart.png:" not in capsys.readouterr().err and "draft" not in read_metadata("heart.png")
+
+
 def test_edit_writes_a_picture_and_names_its_source(vargpt, fox: str) -> None:
     assert vargpt("edit", fox, "make it blue", "-o", "out.png", "--seed", "3") == 0
     metadata = read_metadata("out.png")

@@ -132,7 +132,7 @@ def write_pictures(
         path = numbered(options.output, index)
         settings = {**asdict(pictures.settings), "seeds": None, "images_per_prompt": 1}
         metadata = {**about, "seed": str(seed), "model": pipeline.name, "software": "vargpt", "settings": settings}
-        if pictures.drafts:
+        if pictures.drafts and pictures.drafts[index]:  # a model may say nothing first
             metadata["draft"] = pictures.drafts[index]
             reporter.status.say(f"{path.name}: {pictures.drafts[index]}")
         save_png(path, image, metadata)
