@@ -94,7 +94,7 @@ def scene_example(
         asked = ask_several(scene, generator, questions)
         conversation = question_conversation(image, *asked)
         if generator.random() < drafts:
-            conversation = noted(conversation, DRAFT_QUESTION, draft(scene))
+            conversation = noted(conversation, draft(scene))
         return SceneExample("question", conversation, scene, asked[0].text, question=asked[0])
     worded = generator if generator.random() < variety else None
     caption = (long_caption if generator.random() < long_captions else short_caption)(scene, worded)
@@ -102,7 +102,7 @@ def scene_example(
         conversation = draw_conversation(caption, image, generator, variety)
         if generator.random() < drafts:
             conversation = drafted(conversation, draft(scene, caption))
-    elif inventories and generator.random() < inventories:
+    elif inventories and generator.random() < inventories:  # without any, captions stay what they were
         asked_for, caption = inventory(scene, generator)
         conversation = Conversation(messages=(user(ImagePart(image=image), asked_for), assistant(caption)))
     elif generator.random() < drafts:
@@ -121,10 +121,10 @@ def question_conversation(image: Image.Image, question: Question, *more: Questio
     return Conversation(messages=tuple(messages))
 
 
-def noted(conversation: Conversation, first: str, notes: str) -> Conversation:
-    """A conversation about one picture, which begins with another question that is answered by notes."""
+def noted(conversation: Conversation, notes: str) -> Conversation:
+    """A conversation about one picture, which now begins with what is where in it."""
     (picture, *words), *rest = conversation.messages[0].content, *conversation.messages[1:]
-    opening = (user(picture, first), assistant(notes), user(*words))
+    opening = (user(picture, DRAFT_QUESTION), assistant(notes), user(*words))
     return Conversation(messages=(*opening, *rest))
 
 

@@ -25,8 +25,9 @@ class ScenesSource:
         kinds: of scenes (of the sources of edits), as often as each is among all; every kind where None.
         questions: asked about one scene, at most (validation asks one).
         long_captions: share of captions in sentences, in training and validation.
+        drafts: share of drawings and edits that say first what they will show, of captions that say it of theirs,
+            and of questions that are asked after it.
         inventories: share of captions that say of every shape what it is like.
-        drafts: share of drawings and edits that say first what they will show, and of captions that say it of theirs.
     """
 
     tasks: frozenset[Task] = frozenset(TASKS)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, model_validator
 from vargpt.image_tokenizer.training_loss import TokenizerLossWeights
 from vargpt.scales import NUM_TEMPLATE_SCALES, ScaleSchedule
 from vargpt.training.loop.settings import LoopSettings
-from vargpt.training.recipes.sizes import ModelSection, ScheduleSection, Section, TextTokenizerSection
+from vargpt.training.recipes.sizes import ModelSection, Part, ScheduleSection, Section, TextTokenizerSection
 
 StageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 """Lower-case letters, digits, - and _: it is the name of a folder."""
@@ -35,7 +35,7 @@ class InitSection(Section):
     backbone: str | None = None
     image_tokenizer: str | None = None
     decoder: str | None = None
-    depths: dict[Literal["vision", "backbone", "decoder"], Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    depths: dict[Part, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _whole_or_parts(self) -> Self:
@@ -55,8 +55,9 @@ class SourceSection(Section):
     wordings that captions and edit pairs are made conversations with (`vargpt.data.instructions`). `kinds` of scenes
     (`vargpt.data.scenes.sampler.KIND_WEIGHTS`): all where it is left out. `questions` about one scene, in one
     conversation, where it is asked about. `long_captions`: share of captions that tell all there is in sentences.
-    `drafts`: share of drawings and edits whose answer says first what it will show, and of captions that say it
-    (`vargpt.data.scenes.drafts`). `inventories`: share of captions that say of every shape what it is like.
+    `drafts`: share of drawings and edits whose answer says first what it will show, of captions that say it,
+    and of questions asked after it (`vargpt.data.scenes.drafts`). `inventories`: share of captions that say of every
+    shape what it is like.
     """
 
     format: Literal["folder", "scenes", "conversations", "official", "official-preferences", "llava", "tar", "parquet"]

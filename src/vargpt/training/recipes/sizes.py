@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vargpt.configuration import Behaviour
 
+Part = Literal["vision", "backbone", "decoder"]
+"""Parts of a model that are stacks of layers."""
+
 
 class Section(BaseModel):
     """A part of a recipe, which refuses keys that it does not know."""

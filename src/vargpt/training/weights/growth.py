@@ -9,15 +9,13 @@ embedding of the canvas and the head, is new.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from vargpt.configuration import VargptConfig
+from vargpt.training.recipes.sizes import Part
 
-Part = Literal["vision", "backbone", "decoder"]
-PARTS: tuple[Part, ...] = get_args(Part)
 BIT_WEIGHTS = ("image_tokenizer.", "decoder.word_embed.", "decoder.head.")
 """Beginnings of the names of weights that mean nothing to another image tokenizer."""
 
