@@ -15,6 +15,7 @@ import contextlib
 import errno
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -59,9 +60,18 @@ def setup() -> torch.device:
     return device
 
 
+_LET_GO_S = 0.25
+"""How long a process that leaves gives gloo's threads to let go of the tensors of its last message."""
+
+
 def shutdown() -> None:
-    """Leave the other processes; nothing without them."""
+    """Leave the other processes; nothing without them.
+
+    A thread of gloo that lets go of a tensor needs the interpreter. Where that is already ending the process aborts
+    (pytorch#190489), and DTensor keeps the group, so that destroying it does not end its threads.
+    """
     if dist.is_initialized():
+        time.sleep(_LET_GO_S)  # not holding the interpreter, which the threads wait for
         dist.destroy_process_group()
 
 
