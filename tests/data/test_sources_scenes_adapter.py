@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +24,7 @@ def test_scenes_open_without_files_and_repeat_themselves():
         count=50,
         kinds=None,
         questions=None,
+        question_kinds=None,
         long_captions=None,
         drafts=None,
         inventories=None,
@@ -49,6 +51,7 @@ def test_scenes_of_some_kinds_only():
         count=200,
         kinds=["count", "single"],
         questions=None,
+        question_kinds=None,
         long_captions=None,
         drafts=None,
         inventories=None,
@@ -83,7 +86,7 @@ def test_what_validation_shows_is_in_no_sample():
 def test_questions_and_long_captions_are_settings_of_the_source():
     settings = SimpleNamespace(
         format="scenes", path=".", images=None, on_error="stop", count=50, kinds=["two"], questions=4,
-        long_captions=1.0, drafts=None, inventories=None,
+        question_kinds=None, long_captions=1.0, drafts=None, inventories=None,
     )  # fmt: skip
     source = open_source("told", settings, side=32)
     asked = source.sample("question", 3, random.Random(0), 0.0).conversation
@@ -98,19 +101,31 @@ def test_questions_and_long_captions_are_settings_of_the_source():
             0, 3, "caption", height=32, width=32, split=split, kind="two", variety=0.0, long_captions=1.0
         )
         assert made == long.conversation and long.prompt.endswith(".")
-    for wrong, value in (("questions", 4), ("long_captions", 1.0), ("drafts", 1.0), ("inventories", 1.0)):
-        none = {"count": None, "kinds": None, "questions": None, "long_captions": None, "drafts": None}
-        none["inventories"] = None
-        with pytest.raises(ValueError, match=f"{wrong} is for scenes only, got it with tar"):
-            open_source("told", SimpleNamespace(**{**vars(settings), **none, "format": "tar", wrong: value}))
+    wrong = {"questions": 4, "question_kinds": ["colour"], "long_captions": 1.0, "drafts": 1.0, "inventories": 1.0}
+    none = dict.fromkeys(["count", "kinds", *wrong])
+    for setting, value in wrong.items():
+        with pytest.raises(ValueError, match=f"{setting} is for scenes only, got it with tar"):
+            open_source("told", SimpleNamespace(**{**vars(settings), **none, "format": "tar", setting: value}))
 
 
 def test_drafts_are_a_setting_of_the_source():
     settings = SimpleNamespace(
         format="scenes", path=".", images=None, on_error="stop", count=50, kinds=["two"], questions=None,
-        long_captions=None, drafts=1.0, inventories=None,
+        question_kinds=None, long_captions=None, drafts=1.0, inventories=None,
     )  # fmt: skip
     source = open_source("drafted", settings, side=32)
     for task in ("draw", "caption", "edit"):
         expected = scene_example(0, 3, task, height=32, width=32, kind="two", variety=0.0, drafts=1.0)
         assert source.sample(task, 3, random.Random(0), 0.0).conversation == expected.conversation
+
+
+def test_a_source_asks_about_what_it_is_told_to():
+    source = ScenesSource("finding", 200, 16, kinds=["two", "single"], question_kinds=["place", "colour"])
+    for made in (lambda i: source.sample("question", i, random.Random(0), 0.0).conversation,
+                 lambda i: source.validation("question", i)):  # fmt: skip
+        words = [str(made(index).messages[0].content[1]) for index in range(200)]
+        about = Counter("place" if "where" in text else "colour" if "color" in text else "else" for text in words)
+        assert min(about["place"], about["colour"]) > 60 and about["else"] < 10, about  # two red stars allow neither
+    for wrong in ([], ["taste"], ["colour", "colour"]):
+        with pytest.raises(ValueError, match=r"source 'finding': question_kinds must be different ones of existence, "):
+            ScenesSource("finding", 200, 16, question_kinds=wrong)

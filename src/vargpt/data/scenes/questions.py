@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -30,6 +30,7 @@ from vargpt.data.scenes.world import (
 QuestionKind = Literal[
     "existence", "colour", "shape", "count", "relation", "comparison", "size", "texture", "place", "background"
 ]
+QUESTION_KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
 
 
 @dataclass(frozen=True)
@@ -58,25 +59,31 @@ def ask(scene: Scene, generator: random.Random, kind: QuestionKind | None = None
     Raises:
         ValueError: for an unknown kind.
     """
-    if kind is not None:
-        if kind not in _MAKERS:
-            raise ValueError(f"unknown question kind {kind!r}, expected one of {', '.join(_MAKERS)}")
-        return _MAKERS[kind](scene, generator)
-    kinds = list(get_args(QuestionKind))
-    generator.shuffle(kinds)
-    for candidate in kinds:
-        question = _MAKERS[candidate](scene, generator)
-        if question is not None:
-            return question
+    if kind is None:
+        return ask_one_of(scene, generator, QUESTION_KINDS)
+    if kind not in _MAKERS:
+        raise ValueError(f"unknown question kind {kind!r}, expected one of {', '.join(_MAKERS)}")
+    return _MAKERS[kind](scene, generator)
+
+
+def ask_one_of(scene: Scene, generator: random.Random, kinds: Sequence[QuestionKind]) -> Question:
+    """One question of these kinds; of another where the scene allows none of them."""
+    for several in (list(kinds), list(QUESTION_KINDS)):
+        generator.shuffle(several)
+        for kind in several:
+            question = _MAKERS[kind](scene, generator)
+            if question is not None:
+                return question
     raise RuntimeError("every scene allows a question about its background")
 
 
-def ask_several(scene: Scene, generator: random.Random, number: int) -> list[Question]:
-    """Up to `number` different questions about a scene, at least one; the first is the one that `ask` would find."""
+def ask_several(
+    scene: Scene, generator: random.Random, number: int, kinds: Sequence[QuestionKind] = QUESTION_KINDS
+) -> list[Question]:
+    """Up to `number` different questions about a scene, at least one; the first is the one of `ask_one_of`."""
     found: dict[str, Question] = {}
     for _ in range(2 * number - 1):  # a scene of one thing allows few
-        question = ask(scene, generator)
-        assert question is not None
+        question = ask_one_of(scene, generator, kinds)
         found.setdefault(question.text, question)
         if len(found) == number:
             break

@@ -7,6 +7,7 @@ resumed, repeated and shared out in any way.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,7 +17,7 @@ from vargpt.data.instructions import caption_conversation, drafted, draw_convers
 from vargpt.data.scenes.drafts import DRAFT_QUESTION, draft
 from vargpt.data.scenes.edits import Edit, make_edit
 from vargpt.data.scenes.inventories import inventory
-from vargpt.data.scenes.questions import Question, ask_several
+from vargpt.data.scenes.questions import QUESTION_KINDS, Question, QuestionKind, ask_several
 from vargpt.data.scenes.render import render_image
 from vargpt.data.scenes.sampler import Kind, sample_scene
 from vargpt.data.scenes.words import long_caption, short_caption
@@ -65,6 +66,7 @@ def scene_example(
     variety: float = 0.3,
     long_captions: float = 0.0,
     questions: int = 1,
+    question_kinds: Sequence[QuestionKind] = QUESTION_KINDS,
     drafts: float = 0.0,
     inventories: float = 0.0,
 ) -> SceneExample:
@@ -75,6 +77,7 @@ def scene_example(
         variety: chance of another wording than the canonical one, of the caption and of the request each.
         long_captions: chance of a caption of full sentences in `draw` and `caption`.
         questions: how many a conversation of `question` asks, each at most once; fewer where chance finds fewer.
+        question_kinds: what they are about; a scene that allows none of them is asked about something else.
         drafts: chance that `draw` and `edit` say what they will show first, that `caption` says it of its picture, and
             that `question` is asked after its picture was described so (`vargpt.data.scenes.drafts`).
         inventories: chance that `caption` says of every shape what it is like (`vargpt.data.scenes.inventories`).
@@ -91,7 +94,7 @@ def scene_example(
     scene = sample_scene(generator, split, kind, aspect)
     image = render_image(scene, height, width)
     if task == "question":
-        asked = ask_several(scene, generator, questions)
+        asked = ask_several(scene, generator, questions, question_kinds)
         conversation = question_conversation(image, *asked)
         if generator.random() < drafts:
             conversation = noted(conversation, draft(scene))

@@ -38,7 +38,7 @@ class SourceSettings(Protocol):
         path: a file, a folder, or a glob pattern; relative to the data folder.
         images: folder that image names are relative to; that of the first file by default.
         count: how many scenes there are; for `scenes` only.
-        kinds, questions, long_captions, drafts, inventories: of scenes; for `scenes` only.
+        kinds, questions, question_kinds, long_captions, drafts, inventories: of scenes; for `scenes` only.
     """
 
     @property
@@ -55,6 +55,8 @@ class SourceSettings(Protocol):
     def kinds(self) -> Sequence[str] | None: ...
     @property
     def questions(self) -> int | None: ...
+    @property
+    def question_kinds(self) -> Sequence[str] | None: ...
     @property
     def long_captions(self) -> float | None: ...
     @property
@@ -146,7 +148,7 @@ def find_files(name: str, root: Path, settings: SourceSettings) -> list[Path]:
 def _check_settings(name: str, settings: SourceSettings) -> None:
     if settings.count is not None and settings.format != "scenes":
         raise ValueError(f"source {name!r}: count is for scenes only, got it with {settings.format}")
-    for setting in ("kinds", "questions", "long_captions", "drafts", "inventories"):
+    for setting in ("kinds", "questions", "question_kinds", "long_captions", "drafts", "inventories"):
         if getattr(settings, setting) is not None and settings.format != "scenes":
             raise ValueError(f"source {name!r}: {setting} is for scenes only, got it with {settings.format}")
     if settings.images is not None and settings.format in ("folder", "scenes", "tar"):
@@ -182,6 +184,7 @@ def _open(
             seed,
             settings.kinds,
             settings.questions or 1,
+            settings.question_kinds,
             settings.long_captions or 0.0,
             settings.drafts or 0.0,
             settings.inventories or 0.0,

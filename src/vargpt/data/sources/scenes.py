@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from vargpt.data.scenes.questions import QUESTION_KINDS, QuestionKind
 from vargpt.data.scenes.sampler import KIND_WEIGHTS, Kind
 from vargpt.data.scenes.source import TASKS, SceneTask, scene_example
 from vargpt.data.sources.protocol import Sample, Task
@@ -24,6 +25,7 @@ class ScenesSource:
     Args:
         kinds: of scenes (of the sources of edits), as often as each is among all; every kind where None.
         questions: asked about one scene, at most (validation asks one).
+        question_kinds: what is asked about, in training and validation; everything where None.
         long_captions: share of captions in sentences, in training and validation.
         drafts: share of drawings and edits that say first what they will show, of captions that say it of theirs,
             and of questions that are asked after it.
@@ -40,6 +42,7 @@ class ScenesSource:
         seed: int = 0,
         kinds: Sequence[str] | None = None,
         questions: int = 1,
+        question_kinds: Sequence[str] | None = None,
         long_captions: float = 0.0,
         drafts: float = 0.0,
         inventories: float = 0.0,
@@ -50,6 +53,7 @@ class ScenesSource:
         self._kinds: list[Kind] | None = None if kinds is None else _known_kinds(name, kinds)
         self._count, self._side, self._seed = count, side, seed
         self._questions, self._long_captions = questions, long_captions
+        self._asked = QUESTION_KINDS if question_kinds is None else _known_questions(name, question_kinds)
         self._drafts, self._inventories = drafts, inventories
 
     def count(self, task: Task) -> int:
@@ -65,7 +69,8 @@ class ScenesSource:
         side, kind = self._side, self._kind(task, index)
         example = scene_example(
             self._seed, index, task, height=side, width=side, split="validation", kind=kind, variety=0.0,
-            long_captions=self._long_captions, drafts=self._drafts, inventories=self._inventories,
+            question_kinds=self._asked, long_captions=self._long_captions, drafts=self._drafts,
+            inventories=self._inventories,
         )  # fmt: skip
         return example.conversation
 
@@ -76,8 +81,8 @@ class ScenesSource:
         side, kind = self._side, self._kind(task, index)
         example = scene_example(
             self._seed, index, task, height=side, width=side, kind=kind, variety=variety,
-            questions=self._questions, long_captions=self._long_captions, drafts=self._drafts,
-            inventories=self._inventories,
+            questions=self._questions, question_kinds=self._asked, long_captions=self._long_captions,
+            drafts=self._drafts, inventories=self._inventories,
         )  # fmt: skip
         return Sample(f"{task} {index}", example.conversation)
 
@@ -93,4 +98,12 @@ def _known_kinds(name: str, kinds: Sequence[str]) -> list[Kind]:
     if not kinds or len(found) != len(kinds):
         choice = ", ".join(kind for kind in KIND_WEIGHTS if kind != "empty")
         raise ValueError(f"source {name!r}: kinds must be different ones of {choice}, got {list(kinds)}")
+    return found
+
+
+def _known_questions(name: str, kinds: Sequence[str]) -> list[QuestionKind]:
+    found = [kind for kind in QUESTION_KINDS if kind in kinds]
+    if not kinds or len(found) != len(kinds):
+        choice = ", ".join(QUESTION_KINDS)
+        raise ValueError(f"source {name!r}: question_kinds must be different ones of {choice}, got {list(kinds)}")
     return found

@@ -54,7 +54,8 @@ class SourceSection(Section):
     `tar`, `parquet`: shards of captioned images or conversations (a glob pattern in `path`). `style` is the family of
     wordings that captions and edit pairs are made conversations with (`vargpt.data.instructions`). `kinds` of scenes
     (`vargpt.data.scenes.sampler.KIND_WEIGHTS`): all where it is left out. `questions` about one scene, in one
-    conversation, where it is asked about. `long_captions`: share of captions that tell all there is in sentences.
+    conversation, where it is asked about, of `question_kinds` (`vargpt.data.scenes.questions`): all where it is left
+    out. `long_captions`: share of captions that tell all there is in sentences.
     `drafts`: share of drawings and edits whose answer says first what it will show, of captions that say it,
     and of questions asked after it (`vargpt.data.scenes.drafts`). `inventories`: share of captions that say of every
     shape what it is like.
@@ -68,6 +69,7 @@ class SourceSection(Section):
     count: int | None = Field(None, gt=0)
     kinds: list[str] | None = None
     questions: int | None = Field(None, ge=1, le=12)
+    question_kinds: list[str] | None = None
     long_captions: float | None = Field(None, ge=0, le=1)
     drafts: float | None = Field(None, ge=0, le=1)
     inventories: float | None = Field(None, ge=0, le=1)
