@@ -39,11 +39,27 @@ def text_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return selected_text_loss(logits_BTV[:, :-1][selected], targets_BT[:, 1:][selected])
 
 
-def selected_text_loss(logits_SV: Tensor, targets_S: Tensor) -> Tensor:
-    """Mean cross-entropy of chosen positions whose logits and targets are already aligned; 0 when there is none."""
+def selected_text_loss(logits_SV: Tensor, targets_S: Tensor, weights_S: Tensor | None = None) -> Tensor:
+    """Cross-entropy of chosen positions whose logits and targets are already aligned; 0 when there is none.
+
+    Returns:
+        the mean, or with weights the weighted sum.
+    """
     if targets_S.numel() == 0:
         return logits_SV.float().sum()
-    return F.cross_entropy(logits_SV.float(), targets_S.long())
+    if weights_S is None:
+        return F.cross_entropy(logits_SV.float(), targets_S.long())
+    return weights_S @ F.cross_entropy(logits_SV.float(), targets_S.long(), reduction="none")
+
+
+def conversation_weights(targets_BT: Tensor) -> Tensor:
+    """Weights with which all rows count the same however many targets they have, float32 [S] in the order of targets.
+
+    Those of a row sum to 1.
+    """
+    chosen_BT = targets_BT[:, 1:] != IGNORED
+    weights_B = 1.0 / chosen_BT.sum(dim=1).clamp(min=1)
+    return weights_B[:, None].expand_as(chosen_BT)[chosen_BT]
 
 
 def bit_losses(logits_ILd2: Tensor, labels_ILd: Tensor) -> Tensor:

@@ -344,10 +344,29 @@ def test_every_tokenizer_loss_weight_of_a_recipe_counts(data: Path, processor: V
     assert len({round(value, 6) for value in values}) == 6
 
 
+def test_the_text_loss_over_conversations_is_a_mean_of_their_means(data: Path, processor: VargptProcessor):
+    loop = {**LOOP, "batch_size": 6, "micro_batch_size": 1}
+    changes: dict[str, Any] = {"stages__2__loop": loop, "model__decoder__drop_path_rate": 0.0}
+    task = sft_task(recipe_with(**changes), data, processor)
+    batch = task.batch(0)
+    rows, tokens = [], []
+    for micro in batch:  # one conversation each
+        tokens.append(micro.num_targets)
+        rows.append(float(task.loss(micro, {"targets": float(micro.num_targets), "images": 1.0})[1]["text_loss"]))
+    assert len(rows) == 6 and len(set(tokens)) > 1
+    by_token = sum(n * row for n, row in zip(tokens, rows, strict=True)) / sum(tokens)
+    assert step_values(task)["text_loss"] == pytest.approx(by_token, rel=1e-5)
+    changes["stages__2__text_loss_over"] = "conversations"
+    mean = step_values(sft_task(recipe_with(**changes), data, processor))["text_loss"]
+    assert mean == pytest.approx(sum(rows) / 6, rel=1e-5) and mean != pytest.approx(by_token, rel=1e-3)
+
+
+@pytest.mark.parametrize("over", ["tokens", "conversations"])
 @pytest.mark.parametrize("limit", [{"micro_batch_size": 2}, {"micro_batch_size": 1}, {"micro_batch_tokens": 60}])
-def test_micro_batches_do_not_change_the_loss(data: Path, processor: VargptProcessor, limit: dict[str, int]):
+def test_micro_batches_do_not_change_the_loss(data: Path, processor: VargptProcessor, limit: dict[str, int], over: str):
     """Means are over all targets of the step, not means of means."""
     changes: dict[str, Any] = {"stages__2__flip_strength": 0.3, "model__decoder__drop_path_rate": 0.0}
+    changes["stages__2__text_loss_over"] = over
     loop = {**LOOP, "batch_size": 11}
     whole = step_values(sft_task(recipe_with(**changes, stages__2__loop=loop), data, processor))
     task = sft_task(recipe_with(**changes, stages__2__loop={**loop, **limit}), data, processor)

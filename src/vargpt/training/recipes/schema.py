@@ -210,7 +210,8 @@ class SftStage(_TrainedStage):
     """Supervised fine-tuning of the unified model on drawing, captioning, editing and any other conversations.
 
     `aspect_ratios: buckets` draws each picture at the nearest of the 15 aspect templates instead of a square. `workers`
-    processes prepare steps ahead of the loop; they change no sample.
+    processes prepare steps ahead of the loop; they change no sample. The text loss is a mean over `tokens` (the
+    published one), or over `conversations`, where an answer of one word counts as much as a description.
     """
 
     kind: Literal["sft"]
@@ -224,6 +225,7 @@ class SftStage(_TrainedStage):
     guidance_drop: float = Field(0.1, ge=0, le=1)
     flip_strength: float = Field(0.3, ge=0, le=1)
     variety: float = Field(0.3, ge=0, le=1)
+    text_loss_over: Literal["tokens", "conversations"] = "tokens"
     image_loss_weight: float = Field(3.0, ge=0)
     judge: JudgeSection | None = None
 

@@ -73,6 +73,12 @@ class MicroBatch:
         return 0 if targets is None else int((targets[:, 1:] != IGNORED).sum())
 
     @property
+    def num_answered(self) -> int:
+        """Rows that have such positions."""
+        targets = self.inputs.text_targets_BT
+        return 0 if targets is None else int((targets[:, 1:] != IGNORED).any(dim=1).sum())
+
+    @property
     def num_tokens(self) -> int:
         """Tokens that are not padding."""
         return int(self.inputs.attention_mask_BT.sum())

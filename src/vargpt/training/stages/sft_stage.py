@@ -1,7 +1,7 @@
 """Supervised fine-tuning: reading, drawing and editing conversations under one loss rule (a `Task` of the trainer).
 
-Invariant: the loss is a mean over all text targets and all drawn images of the step, whatever the micro-batches and
-ranks it was split into; a batch is a function of (seed, step).
+Invariant: the loss is a mean over all text targets (or conversations with some) and all drawn images of the step,
+whatever the micro-batches and ranks it was split into; a batch is a function of (seed, step).
 """
 
 from __future__ import annotations
@@ -123,10 +123,11 @@ class SftTask:
         self._cache.flush()
 
     def counts(self, batch: Sequence[MicroBatch]) -> dict[str, float]:
-        """Denominators: text targets and drawn images; `tokens` and `flops` for the record."""
+        """Denominators: text targets, conversations with some, drawn images; `tokens` and `flops` for the record."""
         recompute = self._stage.loop.activation_checkpointing
         return {
             "targets": float(sum(micro.num_targets for micro in batch)),
+            "answered": float(sum(micro.num_answered for micro in batch)),
             "images": float(sum(micro.num_images for micro in batch)),
             "tokens": float(sum(micro.num_tokens for micro in batch)),
             "flops": sum(self._work.batch(micro.inputs, recompute).total for micro in batch),
@@ -142,10 +143,7 @@ class SftTask:
         inputs = micro.inputs.to(self.module.device)
         with short_sequence_attention(inputs, self.module):
             output = self.module(inputs, text_logits="targets")
-        assert output.targets_S is not None
-        assert output.target_logits_SV is not None
-        share = output.targets_S.numel() / max(counts["targets"], 1.0)
-        text = losses.selected_text_loss(output.target_logits_SV, output.targets_S) * share
+        text = self._text_share(output, inputs, counts)
         metrics = {"text_loss": text.detach()} if counts["targets"] else {}
         image = None
         if micro.num_images:
@@ -153,6 +151,16 @@ class SftTask:
             metrics |= image_metrics
         total = losses.total_loss(text, image, self._stage.image_loss_weight)
         return (total + keep_in_graph(output) if distributed.world_size() > 1 else total), metrics
+
+    def _text_share(self, output: VargptOutput, inputs: ModelInputs, counts: Mapping[str, float]) -> Tensor:
+        assert output.targets_S is not None
+        assert output.target_logits_SV is not None
+        assert inputs.text_targets_BT is not None
+        if self._stage.text_loss_over == "conversations":
+            weights_S = losses.conversation_weights(inputs.text_targets_BT) / max(counts["answered"], 1.0)
+            return losses.selected_text_loss(output.target_logits_SV, output.targets_S, weights_S)
+        share = output.targets_S.numel() / max(counts["targets"], 1.0)
+        return losses.selected_text_loss(output.target_logits_SV, output.targets_S) * share
 
     def _image_share(
         self, output: VargptOutput, inputs: ModelInputs, num_images: int, all_images: float
