@@ -171,9 +171,9 @@ def _relation(scene: Scene, generator: random.Random) -> Question | None:
     answer = generator.choice(_YES_NO)
     asked = relation if answer == "yes" else INVERSE[relation]
     thing, other = scene.things[first], scene.things[second]
-    told = {(thing.colour, thing.shape, asked), (other.colour, other.shape, INVERSE[asked])}
-    if answer == "no" and told & HELD_OUT_RELATIONS and not is_held_out(scene):
-        return None
+    denied = {(thing.colour, thing.shape, INVERSE[relation]), (other.colour, other.shape, relation)}
+    if denied & HELD_OUT_RELATIONS and not is_held_out(scene):
+        return None  # nor with a yes, or there would be more of those
     text = f"is the {short_name(scene, first)} {asked} the {short_name(scene, second)}?"
     return Question("relation", text, answer, _YES_NO)
 
