@@ -69,6 +69,16 @@ def test_only_shared_examples_count(tmp_path: Path):
     assert table[2] == "| Right | 0.0% | 100.0% | +100.0 [+100.0, +100.0] | 9 | better |"
 
 
+def test_an_example_that_now_asks_something_else_is_not_the_same(tmp_path: Path):
+    a, b = (write(tmp_path / name, rows([right] * 3)) for name, right in (("a", 0), ("b", 1)))
+    for folder, words in ((a, ["one", "two", "three"]), (b, ["one", "2", "three"])):
+        file = folder / "examples.jsonl"
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        lines = [json.dumps({**record, "prompt": word}) for record, word in zip(records, words, strict=True)]
+        file.write_text("\n".join(lines))
+    assert compare(read_recorded(a), read_recorded(b))["measures"]["right"]["n"] == 2
+
+
 def test_unlike_results_are_refused(tmp_path: Path):
     a = read_recorded(write(tmp_path / "a", rows([1, 0])))
     other = read_recorded(write(tmp_path / "b", rows([1, 0]), suite="emoji"))

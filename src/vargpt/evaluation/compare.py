@@ -1,6 +1,7 @@
 """Two results of one suite, compared example by example.
 
-Invariant: only examples that both have count, so both models answered the same; the interval is that of the mean
+Invariant: only examples that both have count (the same words under the same name: another version may ask another thing
+there), so both models answered the same; the interval is that of the mean
 difference (paired bootstrap), and a word is said only where it excludes zero.
 
     vargpt eval --compare A B        differences are B - A
@@ -16,13 +17,13 @@ from typing import Any
 from vargpt.evaluation.harness import EXAMPLES, RESULTS
 from vargpt.evaluation.intervals import Estimate, bootstrap
 
-Values = dict[tuple[str, str], dict[str, float]]
+Values = dict[tuple[str, str, str], dict[str, float]]
 _MUST_AGREE = ("seed", "data", "extractor", "validation_fraction")
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """Results on disk: the document, and the values of every example by (task, key)."""
+    """Results on disk: the document, and the values of every example by (task, key, prompt)."""
 
     path: Path
     document: dict[str, Any]
@@ -53,7 +54,7 @@ def read_recorded(path: Path) -> Recorded:
         values: Values = {}
         for line in examples.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
-            values[record["task"], record["key"]] = record["values"]
+            values[record["task"], record["key"], record.get("prompt", "")] = record["values"]
         if not {"suite", "measures", "conditions"} <= document.keys():
             raise KeyError("suite")
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
