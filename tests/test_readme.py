@@ -28,7 +28,7 @@ COMMANDS = [
     if line.strip()
 ]
 FOLDER = f"models/{BUNDLED}"
-PARSED_ONLY = ("train", "verify", "convert", "eval")
+PARSED_ONLY = ("train", "verify", "convert", "blend", "eval")
 """Verbs that take minutes or a published checkpoint; they have tests of their own."""
 
 

@@ -1,4 +1,4 @@
-"""The command line: `vargpt draw | chat | edit | train | prefer | eval | bench | verify | convert`.
+"""The command line: `vargpt draw | chat | edit | train | prefer | eval | bench | verify | convert | blend`.
 
 Invariant: a mistake of the user ends in one line on stderr and exit status 2, never in a traceback
 (VARGPT_DEBUG=1 shows it all the same). Nothing heavy is imported before a verb needs it.
@@ -179,6 +179,19 @@ def convert(
     from vargpt.commands import checkpoints
 
     checkpoints.convert(source, destination, to, max_shard_size)
+
+
+@app.command()
+def blend(
+    first: Annotated[str, typer.Argument(help="Model folder or hub name; its other files are kept.")],
+    second: Annotated[str, typer.Argument(help="What further training made of it.")],
+    destination: Annotated[Path, typer.Argument(help="Folder to write.")],
+    share: Annotated[float, typer.Option("--share", help="0: the first, 1: the second.")] = 0.5,
+) -> None:
+    """Write a model between two of one shape: part of what training gave and took."""
+    from vargpt.commands import checkpoints
+
+    checkpoints.blend(first, second, destination, share)
 
 
 @app.command()

@@ -72,7 +72,7 @@ _ID_FIELDS = ["image_token_id", "video_token_id", "vision_start_token_id", "visi
 _OWN_FILES = {CONFIG_NAME, OFFICIAL_CONFIG_NAME, tensor_files.INDEX_NAME}
 
 
-class _Lazy(Mapping[str, Tensor]):
+class LazyTensors(Mapping[str, Tensor]):
     """Name -> tensor, made when asked for."""
 
     def __init__(self, makers: Mapping[str, Any]) -> None:
@@ -140,7 +140,7 @@ def _to_vargpt(
     tensor_files.write_file(scratch / EXTRAS_NAME, kept, extras_layout, (stored[name].read() for name in kept))
     shutil.copyfile(folder / CONFIG_NAME, scratch / OFFICIAL_CONFIG_NAME)
     extra_files = {name: scratch / name for name in (EXTRAS_NAME, OFFICIAL_CONFIG_NAME)}
-    write_folder(target, own_config(config), layout, _Lazy(makers), max_shard_size, extra_files)
+    write_folder(target, own_config(config), layout, LazyTensors(makers), max_shard_size, extra_files)
 
 
 def _own(source: Source) -> Tensor:
@@ -174,7 +174,7 @@ def _to_official(
         shape = kept.shape if kept is not None else entry.official_shape
         layout[entry.official] = (dtype, shape)
         makers[entry.official] = partial(_export, entry, own, kept, dtype)
-    write_folder(target, _official_config(folder, config), layout, _Lazy(makers), max_shard_size)
+    write_folder(target, _official_config(folder, config), layout, LazyTensors(makers), max_shard_size)
     if (folder / OFFICIAL_CONFIG_NAME).is_file():
         shutil.copyfile(folder / OFFICIAL_CONFIG_NAME, target / CONFIG_NAME)  # the same values, byte for byte
 

@@ -1,4 +1,4 @@
-"""`vargpt convert` and `vargpt verify`: weights in both layouts, and their proof."""
+"""`vargpt convert`, `blend` and `verify`: weights in both layouts, between two models, and their proof."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ def convert(source: str, destination: Path, to: str, max_shard_size: str) -> Non
     from vargpt.checkpoint.convert import convert as run
 
     print(run(source, destination, to, max_shard_size))
+
+
+def blend(first: str, second: str, destination: Path, share: float) -> None:
+    """Write a model between two and print the folder."""
+    from vargpt.checkpoint.blend import blend as run
+
+    print(run(first, second, destination, share))
 
 
 def verify(goldens: Path) -> int:
