@@ -53,6 +53,8 @@ def test_models_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path: Pat
         blend(first, second, out, 1.5)
     with pytest.raises(ValueError, match="is one of the models: choose another folder"):
         blend(first, second, second)
+    with pytest.raises(ValueError, match=r"no config\.json here, expected a model folder"):
+        blend(first, tmp_path, out)
     (second / "tokenizer.json").write_text(json.dumps({"other": 1}))
     with pytest.raises(ValueError, match="have different text tokenizers"):
         blend(first, second, out)

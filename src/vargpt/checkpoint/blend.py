@@ -79,6 +79,9 @@ def _shapes(stored: Mapping[str, StoredTensor]) -> dict[str, tuple[int, ...]]:
 
 def _common_config(first: Path, second: Path) -> dict[str, Any]:
     """The config of both."""
+    for folder in (first, second):
+        if not (folder / CONFIG_NAME).is_file():
+            raise ValueError(f"{folder}: no {CONFIG_NAME} here, expected a model folder")
     one, two = (json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")) for folder in (first, second))
     different = _differences(one, two)
     if different:
