@@ -183,7 +183,7 @@ def convert(
 
 @app.command()
 def blend(
-    first: Annotated[str, typer.Argument(help="Model folder or hub name; its other files are kept.")],
+    first: Annotated[str, typer.Argument(help="Model folder or hub name; its text tokenizer and habits are kept.")],
     second: Annotated[str, typer.Argument(help="What further training made of it.")],
     destination: Annotated[Path, typer.Argument(help="Folder to write.")],
     share: Annotated[float, typer.Option("--share", help="0: the first, 1: the second.")] = 0.5,

@@ -19,7 +19,6 @@ from typing import Any
 from torch import Tensor
 
 from vargpt.checkpoint import tensor_files
-from vargpt.checkpoint.convert import LazyTensors
 from vargpt.checkpoint.loading import CONFIG_NAME, resolve_folder
 from vargpt.checkpoint.pretrained import write_folder
 from vargpt.checkpoint.strict import check_keys
@@ -59,7 +58,7 @@ def blend(first: str | Path, second: str | Path, destination: str | Path, share:
     check_keys(str(folders[1]), _shapes(two), _shapes(one))
     layout = {name: (stored.dtype, stored.shape) for name, stored in one.items()}
     makers = {name: partial(_blended, one[name], two[name], share) for name in one}
-    write_folder(target, config, layout, LazyTensors(makers))
+    write_folder(target, config, layout, tensor_files.LazyTensors(makers))
     for path in sorted(folders[0].iterdir()):
         if path.name in _READ_WITH_A_MODEL:
             shutil.copyfile(path, target / path.name)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,22 +72,6 @@ _ID_FIELDS = ["image_token_id", "video_token_id", "vision_start_token_id", "visi
 _OWN_FILES = {CONFIG_NAME, OFFICIAL_CONFIG_NAME, tensor_files.INDEX_NAME}
 
 
-class LazyTensors(Mapping[str, Tensor]):
-    """Name -> tensor, made when asked for."""
-
-    def __init__(self, makers: Mapping[str, Any]) -> None:
-        self._makers = makers
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._makers[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
-
-
 def convert(source: str | Path, destination: str | Path, to: str = "vargpt", max_shard_size: int | str = "5GB") -> Path:
     """Write the model in `source` (folder or hub repository) to `destination` in the other layout.
 
@@ -140,7 +124,7 @@ def _to_vargpt(
     tensor_files.write_file(scratch / EXTRAS_NAME, kept, extras_layout, (stored[name].read() for name in kept))
     shutil.copyfile(folder / CONFIG_NAME, scratch / OFFICIAL_CONFIG_NAME)
     extra_files = {name: scratch / name for name in (EXTRAS_NAME, OFFICIAL_CONFIG_NAME)}
-    write_folder(target, own_config(config), layout, LazyTensors(makers), max_shard_size, extra_files)
+    write_folder(target, own_config(config), layout, tensor_files.LazyTensors(makers), max_shard_size, extra_files)
 
 
 def _own(source: Source) -> Tensor:
@@ -174,7 +158,7 @@ def _to_official(
         shape = kept.shape if kept is not None else entry.official_shape
         layout[entry.official] = (dtype, shape)
         makers[entry.official] = partial(_export, entry, own, kept, dtype)
-    write_folder(target, _official_config(folder, config), layout, LazyTensors(makers), max_shard_size)
+    write_folder(target, _official_config(folder, config), layout, tensor_files.LazyTensors(makers), max_shard_size)
     if (folder / OFFICIAL_CONFIG_NAME).is_file():
         shutil.copyfile(folder / OFFICIAL_CONFIG_NAME, target / CONFIG_NAME)  # the same values, byte for byte
 

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -67,6 +67,22 @@ class StoredTensor:
                     raise ValueError(f"{self.path} ended while a tensor was read from it: copy or download it again")
                 read += count
         return tensor
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Name -> tensor, made when asked for."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
 def _header(path: Path) -> tuple[dict[str, dict], int]:
