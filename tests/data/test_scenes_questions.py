@@ -44,6 +44,9 @@ def test_questions_and_answers_of_one_scene() -> None:
     relations = _asked(SCENE, "relation")
     assert relations["is the red star left of the blue star?"] == "yes"
     assert relations["is the red star right of the blue star?"] == "no"
+    sides = _asked(SCENE, "side")
+    assert sides["which is further left, the blue star or the red star?"] == "the red star"
+    assert sides["which is further right, the blue star or the red star?"] == "the blue star" and len(sides) == 4
     comparisons = _asked(SCENE, "comparison")
     assert comparisons["which is larger, the red star or the blue star?"] == "the blue star"
     assert comparisons["which is smaller, the blue star or the red star?"] == "the red star"
@@ -53,7 +56,7 @@ def test_what_presupposes_something_false_is_not_asked() -> None:
     assert _asked(SCENE, "colour") == {}
     twins = Scene((Thing("star", "red", x=0.2), Thing("star", "red", x=0.8)))
     assert _asked(twins, "colour") == {"what color are the stars?": "red"}
-    for kind in ("relation", "size", "texture", "place", "shape", "comparison"):
+    for kind in ("relation", "size", "texture", "place", "shape", "comparison", "side"):
         assert ask(twins, random.Random(0), kind) is None
     assert ask(Scene(()), random.Random(0), "colour") is None
 
@@ -67,6 +70,13 @@ def test_yes_and_no_are_balanced(kind: QuestionKind) -> None:
             answers[question.answer] += 1
     number = sum(answers.values())
     assert number > 250 and abs(answers["yes"] - number / 2) < 1.5 * number**0.5, answers  # three standard deviations
+
+
+def test_which_lies_where_is_asked_only_where_it_is_named() -> None:
+    kinds = {question.kind for seed in range(400) if (question := ask(sample_scene(seed), random.Random(seed)))}
+    assert kinds == set(KINDS) - {"side"}
+    question = ask(Scene((Thing("star", "red", y=0.2), Thing("ring", "blue", y=0.8))), random.Random(0), "side")
+    assert question is not None and question.text.startswith(("which is higher, ", "which is lower, "))
 
 
 def test_a_relation_whose_denial_is_held_out_is_not_affirmed_either() -> None:

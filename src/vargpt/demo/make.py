@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
 
 import torch
 from PIL import Image
@@ -21,7 +20,7 @@ from vargpt.data.scenes.checker import Reading, read, score_edit
 from vargpt.data.scenes.edits import EditKind, make_edit
 from vargpt.data.scenes.facts import Facts, judge
 from vargpt.data.scenes.parser import facts_of
-from vargpt.data.scenes.questions import QuestionKind, ask
+from vargpt.data.scenes.questions import QUESTION_KINDS, ask
 from vargpt.data.scenes.render import render_image
 from vargpt.data.scenes.sampler import Kind, sample_scene
 from vargpt.data.scenes.words import short_caption
@@ -165,7 +164,7 @@ def look_at(pipeline: VargptPipeline, kind: Kind, split: Split, questions: int) 
     generator = random.Random(f"demo look {kind} {split}")
     scene = sample_scene(generator, split, kind)
     picture = render_for(pipeline, scene)
-    kinds = list(get_args(QuestionKind))
+    kinds = list(QUESTION_KINDS)
     generator.shuffle(kinds)
     answers = []
     for question in [found for found in (ask(scene, generator, name) for name in kinds) if found][:questions]:

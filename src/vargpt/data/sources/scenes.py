@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from vargpt.data.scenes.questions import QUESTION_KINDS, QuestionKind
+from vargpt.data.scenes.questions import ALL_KINDS, QUESTION_KINDS, QuestionKind
 from vargpt.data.scenes.sampler import KIND_WEIGHTS, Kind
 from vargpt.data.scenes.source import TASKS, SceneTask, scene_example
 from vargpt.data.sources.protocol import Sample, Task
@@ -102,8 +102,8 @@ def _known_kinds(name: str, kinds: Sequence[str]) -> list[Kind]:
 
 
 def _known_questions(name: str, kinds: Sequence[str]) -> list[QuestionKind]:
-    found = [kind for kind in QUESTION_KINDS if kind in kinds]
+    found = [kind for kind in ALL_KINDS if kind in kinds]
     if not kinds or len(found) != len(kinds):
-        choice = ", ".join(QUESTION_KINDS)
+        choice = ", ".join(ALL_KINDS)
         raise ValueError(f"source {name!r}: question_kinds must be different ones of {choice}, got {list(kinds)}")
     return found

@@ -10,12 +10,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from PIL import Image
 
-from vargpt.data.scenes.questions import Question, QuestionKind, ask
+from vargpt.data.scenes.questions import QUESTION_KINDS, Question, QuestionKind, ask
 from vargpt.data.scenes.render import render
 from vargpt.data.scenes.sampler import sample_scene
 from vargpt.data.scenes.world import Scene, Split
@@ -23,7 +22,7 @@ from vargpt.evaluation.intervals import Estimate
 from vargpt.evaluation.subject import Subject
 from vargpt.evaluation.task import Judged, Measure
 
-KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
+KINDS = QUESTION_KINDS
 _YES_NO = ("yes", "no")
 _ALWAYS_YES_NO: tuple[QuestionKind, ...] = ("existence", "relation")
 """Kinds with no other answers: they take turns, or among 60 questions chance would make three in four a yes."""
