@@ -39,18 +39,25 @@ from vargpt.training.samples.micro_batches import (
 _SHORT = 256
 """Columns up to which the plain SDPA backend is faster on a CPU (its backward is 3 times faster below 100)."""
 
+_PLANNED = 1024
+"""Columns up to which cuDNN's attention is not worth its plans. It makes one for every new shape, and the rows of every
+step have another length: on an H200 230 of a step's 420 ms for a model of 16 million weights (docs/log.md)."""
+
 
 def short_sequence_attention(inputs: ModelInputs, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """The plain SDPA backend for short rows on a CPU; elsewhere PyTorch's own choice.
+    """SDPA backends for short rows: the plain one on a CPU, all but cuDNN's on a GPU; PyTorch's own choice for long.
 
     Not where blocks recompute their activations: the backward runs outside of this context, and must do what the
     forward did.
     """
-    if inputs.input_ids_BT.device.type != "cpu" or inputs.input_ids_BT.shape[1] > _SHORT:
+    columns, on_cpu = inputs.input_ids_BT.shape[1], inputs.input_ids_BT.device.type == "cpu"
+    if columns > (_SHORT if on_cpu else _PLANNED):
         return contextlib.nullcontext()
     if any(block.gradient_checkpointing for block in distributed.transformer_blocks(model)):
         return contextlib.nullcontext()
-    return sdpa_kernel(SDPBackend.MATH)
+    if on_cpu:
+        return sdpa_kernel(SDPBackend.MATH)
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def keep_in_graph(output: VargptOutput) -> Tensor:
