@@ -141,7 +141,9 @@ def _edit(sheet: _Sheet, left: int, top: int, edit: Edited) -> None:
     sheet.picture(left, top, edit.before)
     sheet.arrow(left + _CELL + 7, top)
     sheet.picture(left + _CELL + 34, top, edit.after)
-    sheet.text(left, top + _CELL + 4, 2 * _CELL + 40, edit.instruction)
+    length = sheet.text(left, top + _CELL + 4, 2 * _CELL + 20, edit.instruction)
+    if edit.score is not None:
+        sheet.tick(left + round(length) + 8, top + _CELL + 14, edit.score.asked and edit.score.kept == 1.0)
 
 
 def sheet(demo: Demo) -> Image.Image:
