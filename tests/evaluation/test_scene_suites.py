@@ -15,6 +15,7 @@ from evaluation_helpers import Scripted, painted, recoloured, scene_of, scripted
 
 from vargpt.data.scenes.checker import read
 from vargpt.data.scenes.parser import facts_of
+from vargpt.data.scenes.questions import QUESTION_KINDS
 from vargpt.data.scenes.source import scene_example
 from vargpt.data.scenes.world import COLOURS, Scene, Thing, is_held_out, split_of
 from vargpt.evaluation.harness import Suite, estimate, run_suite
@@ -25,7 +26,7 @@ from vargpt.evaluation.suites.editing import Editing
 from vargpt.evaluation.suites.generation import Diversity, Generation, judge_drawing, variety
 from vargpt.evaluation.suites.prompts import GROUPS, SKILLS, draw_prompt, is_unseen_prompt
 from vargpt.evaluation.suites.scenes import SIZES, scenes_suite
-from vargpt.evaluation.suites.understanding import KINDS, Understanding
+from vargpt.evaluation.suites.understanding import Understanding
 from vargpt.inference.pipeline import VargptPipeline
 from vargpt.scales import ScaleSchedule
 
@@ -54,7 +55,7 @@ def test_right_answers_are_right_whatever_their_case_and_others_are_not():
 def test_questions_are_balanced_fresh_and_of_their_split():
     task = Understanding(6, 2, SIZE)
     examples = task.examples()
-    assert Counter(example.question.kind for example in examples) == dict.fromkeys(KINDS, 8)
+    assert Counter(example.question.kind for example in examples) == dict.fromkeys(QUESTION_KINDS, 8)
     assert Counter(example.split for example in examples) == {"train": 30, "validation": 30, "unseen": 20}
     assert all(split_of(example.scene) == example.split for example in examples)
     assert len({example.key for example in examples}) == len(examples)

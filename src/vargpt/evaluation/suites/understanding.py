@@ -22,7 +22,6 @@ from vargpt.evaluation.intervals import Estimate
 from vargpt.evaluation.subject import Subject
 from vargpt.evaluation.task import Judged, Measure
 
-KINDS = QUESTION_KINDS
 _YES_NO = ("yes", "no")
 _ALWAYS_YES_NO: tuple[QuestionKind, ...] = ("existence", "relation")
 """Kinds with no other answers: they take turns, or among 60 questions chance would make three in four a yes."""
@@ -56,7 +55,7 @@ class Understanding:
         self.image_size, self.seed = image_size, seed
         self.measures: Sequence[Measure] = (
             Measure("understanding", "Understanding, all questions"),
-            *(Measure(f"understanding/{kind}", f"Understanding: {kind}") for kind in KINDS),
+            *(Measure(f"understanding/{kind}", f"Understanding: {kind}") for kind in QUESTION_KINDS),
             Measure("understanding/yes-no", "Understanding: answers yes or no"),
             Measure("understanding/unseen", "Understanding: scenes with unseen combinations"),
         )
@@ -64,10 +63,12 @@ class Understanding:
     def examples(self) -> list[SceneQuestion]:
         """All questions, kind by kind."""
         seen: list[tuple[QuestionKind, Split, int]] = [
-            (kind, "validation" if index % 2 else "train", index) for kind in KINDS for index in range(self.per_kind)
+            (kind, "validation" if index % 2 else "train", index)
+            for kind in QUESTION_KINDS
+            for index in range(self.per_kind)
         ]
         unseen: list[tuple[QuestionKind, Split, int]] = [
-            (kind, "unseen", index) for kind in KINDS for index in range(self.unseen_per_kind)
+            (kind, "unseen", index) for kind in QUESTION_KINDS for index in range(self.unseen_per_kind)
         ]
         return [self._make(*place) for place in (*seen, *unseen)]
 
